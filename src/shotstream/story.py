@@ -1,0 +1,305 @@
+"""What is to be filmed: a story of shots, each with a caption and instructions that arrive while it runs.
+
+Everything that turns words into the caption a model sees goes through :func:`compose_caption`: serving, training data
+and the command line use the same function, so a model is never asked something in a form that it was not trained on.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+CaptionStyle = Literal["natural", "reference"]
+
+CHUNKS_PER_SHOT = 7
+"""Chunks of a full-length shot: 21 latent frames, 81 pixel frames."""
+
+_SENTENCE_END = (".", "!", "?", "…", '"', "。", "！", "？")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steer:
+    """An instruction inside a running shot."""
+
+    chunk: int
+    """Chunk of the shot from which on the instruction holds, from 0."""
+    caption: str
+
+    def __post_init__(self) -> None:
+        _check_caption(self.caption, "a steer")
+        _check_count(self.chunk, "a steer's chunk", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shot:
+    """One camera take."""
+
+    caption: str
+    steers: tuple[Steer, ...] = ()
+    """In the order in which they take effect."""
+    num_chunks: int = CHUNKS_PER_SHOT
+
+    def __post_init__(self) -> None:
+        _check_caption(self.caption, "a shot")
+        _check_count(self.num_chunks, "a shot's num_chunks", minimum=1)
+        object.__setattr__(self, "steers", tuple(sorted(self.steers, key=lambda steer: steer.chunk)))
+        if self.steers and self.steers[-1].chunk >= self.num_chunks:
+            raise ValueError(
+                f"steer {self.steers[-1].caption!r} is at chunk {self.steers[-1].chunk}, but the shot has chunks "
+                f"0..{self.num_chunks - 1}: give an earlier chunk or a longer shot"
+            )
+
+    def steers_at(self, chunk: int) -> tuple[str, ...]:
+        """Return the captions of the steers in force while ``chunk`` is made."""
+        return tuple(steer.caption for steer in self.steers if steer.chunk <= chunk)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Story:
+    """An ordered list of shots and what holds for all of them."""
+
+    shots: tuple[Shot, ...]
+    global_caption: str = ""
+    """People, places and look of the whole story; may be empty."""
+    name: str = ""
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shots", tuple(self.shots))
+        if not self.shots:
+            raise ValueError("a story needs at least one shot, got none: add a caption under `shots`")
+        if not isinstance(self.global_caption, str):
+            raise ValueError(f"global_caption must be text, got {self.global_caption!r}")
+        if self.seed is not None:
+            _check_count(self.seed, "a story's seed", minimum=0)
+
+    def with_chunks(self, num_chunks: int) -> Story:
+        """Return the story with every shot ``num_chunks`` long; steers that would come too late raise ValueError."""
+        return replace(self, shots=tuple(replace(shot, num_chunks=num_chunks) for shot in self.shots))
+
+    def caption_at(self, shot_index: int, chunk: int, *, style: CaptionStyle = "natural") -> str:
+        """Return the composed caption in force at ``chunk`` of shot ``shot_index`` (both from 0)."""
+        shot = self.shots[shot_index]
+        return compose_caption(
+            self.global_caption, shot.caption, shot.steers_at(chunk), style=style, shot_index=shot_index
+        )
+
+
+def compose_caption(
+    global_caption: str,
+    shot_caption: str,
+    steers: Sequence[str] = (),
+    *,
+    style: CaptionStyle = "natural",
+    shot_index: int = 0,
+) -> str:
+    """Write the one string that the text encoder sees.
+
+    natural: global caption, shot caption and steers in this order, each a sentence, one space between.
+    reference: ``{global}shot{i}:{shot}`` with i from 0 and no separators, the form that the released Wan weights
+    were trained on; steers follow as sentences.
+
+    Args: global_caption may be empty; shot_caption may not; shot_index is only used by the reference style.
+    Raises: ValueError for an empty shot caption or an unknown style.
+    """
+    _check_caption(shot_caption, "a shot")
+    if style == "natural":
+        return _join_sentences([global_caption, shot_caption, *steers])
+    if style == "reference":
+        return _join_sentences([f"{global_caption}shot{shot_index}:{shot_caption}", *steers], strip=False)
+    raise ValueError(f"caption style must be one of {', '.join(get_args(CaptionStyle))}, got {style!r}")
+
+
+def read_story(path: str | os.PathLike[str]) -> Story:
+    """Read one story from a YAML (.yaml, .yml) or JSON (.json) file; a shot may be written as just its caption.
+
+    Raises: ValueError that names the file and the key at fault; OSError if the file cannot be opened.
+    """
+    path = Path(path)
+    try:
+        return _story_from_dict(_parse(path), default_name=path.stem)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_story(story: Story, path: str | os.PathLike[str]) -> None:
+    """Write a story as YAML or JSON, chosen by the suffix; an existing file is replaced only once all is written."""
+    path = Path(path)
+    content = _story_to_dict(story)
+    if path.suffix.lower() == ".json":
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    elif path.suffix.lower() in (".yaml", ".yml"):
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    else:
+        raise ValueError(f"{path}: a story is written as .yaml, .yml or .json, got suffix {path.suffix!r}")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def read_reference_csv(path: str | os.PathLike[str]) -> list[Story]:
+    """Read stories in the form of the published data: one CSV row per story, its captions in a JSON file.
+
+    Columns: ``json_path`` (relative to the CSV) and ``frame_number`` (a list of [start, end) per shot, of which only
+    the number counts when generating); others are ignored. JSON keys: ``global_caption``, ``shot1``, ``shot2``, ...
+
+    Raises: ValueError that names the row, file and key at fault; OSError if a file cannot be opened.
+    """
+    path = Path(path)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"{path}: no rows; expected columns json_path and frame_number and one row per story")
+    stories = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            stories.append(_story_from_reference_row(row, path.parent))
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from error
+    return stories
+
+
+def _story_from_reference_row(row: Mapping[str, str | None], folder: Path) -> Story:
+    for column in ("json_path", "frame_number"):
+        if not row.get(column):
+            raise ValueError(f"column {column} is missing or empty")
+    captions_path = folder / str(row["json_path"])
+    captions = _parse(captions_path)
+    num_shots = _count_intervals(str(row["frame_number"]))
+    keys = [f"shot{number}" for number in range(1, num_shots + 1)]
+    if missing := [key for key in keys if key not in captions]:
+        raise ValueError(f"{captions_path} lacks {', '.join(missing)}: frame_number lists {num_shots} shots")
+    return Story(
+        name=captions_path.stem,
+        global_caption=_text(captions, "global_caption"),
+        shots=tuple(Shot(caption=_text(captions, key)) for key in keys),
+    )
+
+
+def _count_intervals(text: str) -> int:
+    """Return how many [start, end) pairs a Python-literal list holds."""
+    wanted = f"frame_number must be a list of [start, end) pairs such as [[0, 81], [81, 162]], got {text!r}"
+    try:
+        intervals = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(wanted) from error
+    if not isinstance(intervals, (list, tuple)) or not intervals:
+        raise ValueError(wanted)
+    if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in intervals):
+        raise ValueError(wanted)
+    return len(intervals)
+
+
+def _parse(path: Path) -> Mapping[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".json":
+            content = json.loads(text)
+        elif suffix in (".yaml", ".yml"):
+            content = yaml.safe_load(text)
+        else:
+            raise ValueError(f"expected a .yaml, .yml or .json file, got suffix {suffix!r}")
+    except yaml.YAMLError as error:
+        raise ValueError(f"not readable as YAML: {' '.join(str(error).split())}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not readable as JSON: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"expected keys such as `shots` at the top level, got {type(content).__name__}")
+    return content
+
+
+def _story_from_dict(content: Mapping[str, Any], default_name: str) -> Story:
+    _check_keys(content, {"shots", "global_caption", "name", "seed"}, "a story")
+    shots = content.get("shots") or []
+    if not isinstance(shots, list):
+        raise ValueError(f"`shots` must be a list, got {shots!r}")
+    return Story(
+        shots=tuple(_shot_from_entry(entry, index) for index, entry in enumerate(shots)),
+        global_caption=_text(content, "global_caption"),
+        name=_text(content, "name") or default_name,
+        seed=content.get("seed"),
+    )
+
+
+def _shot_from_entry(entry: Any, index: int) -> Shot:
+    try:
+        if isinstance(entry, str):
+            return Shot(caption=entry)
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"expected a caption or a mapping with `caption`, got {entry!r}")
+        _check_keys(entry, {"caption", "steers", "num_chunks"}, "a shot")
+        steers = entry.get("steers") or []
+        if not isinstance(steers, list):
+            raise ValueError(f"`steers` must be a list, got {steers!r}")
+        return Shot(
+            caption=_text(entry, "caption"),
+            steers=tuple(_steer_from_entry(steer) for steer in steers),
+            num_chunks=entry.get("num_chunks", CHUNKS_PER_SHOT),
+        )
+    except ValueError as error:
+        raise ValueError(f"shot {index}: {error}") from error
+
+
+def _steer_from_entry(entry: Any) -> Steer:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"a steer must have `chunk` and `caption`, got {entry!r}")
+    _check_keys(entry, {"chunk", "caption"}, "a steer")
+    if "chunk" not in entry:
+        raise ValueError(f"steer {entry.get('caption')!r} lacks `chunk`, the chunk at which it takes effect")
+    return Steer(chunk=entry["chunk"], caption=_text(entry, "caption"))
+
+
+def _story_to_dict(story: Story) -> dict[str, Any]:
+    header = {"name": story.name, "global_caption": story.global_caption, "seed": story.seed}
+    content: dict[str, Any] = {key: value for key, value in header.items() if value not in ("", None)}
+    content["shots"] = [_shot_to_dict(shot) for shot in story.shots]
+    return content
+
+
+def _shot_to_dict(shot: Shot) -> dict[str, Any]:
+    content: dict[str, Any] = {"caption": shot.caption}
+    if shot.num_chunks != CHUNKS_PER_SHOT:
+        content["num_chunks"] = shot.num_chunks
+    if shot.steers:
+        content["steers"] = [{"chunk": steer.chunk, "caption": steer.caption} for steer in shot.steers]
+    return content
+
+
+def _join_sentences(parts: Sequence[str], *, strip: bool = True) -> str:
+    """Join parts with one space, closing each but the last with a full stop where it has no end mark."""
+    kept = [part.strip() if strip else part for part in parts if part.strip()]
+    closed = [part if part.rstrip().endswith(_SENTENCE_END) else part.rstrip() + "." for part in kept[:-1]]
+    return " ".join([*closed, *kept[-1:]])
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    value = content.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"`{key}` must be text, got {value!r}")
+    return value
+
+
+def _check_keys(content: Mapping[str, Any], known: set[str], what: str) -> None:
+    if unknown := sorted(str(key) for key in content if key not in known):
+        raise ValueError(f"{what} has no key {', '.join(unknown)}: known keys are {', '.join(sorted(known))}")
+
+
+def _check_caption(caption: str, what: str) -> None:
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError(f"{what} needs a caption that is not empty, got {caption!r}")
+
+
+def _check_count(value: int, what: str, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{what} must be a whole number of at least {minimum}, got {value!r}")

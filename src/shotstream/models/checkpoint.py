@@ -1,0 +1,177 @@
+"""Reading and writing weights.
+
+Ours: safetensors whose metadata holds the resolved config as JSON. Foreign: the `.pt` files of the published code, the
+official Wan folder or file, and LoRA adapters in PEFT's naming, merged on load. Pickled code is never run.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shotstream.models.dit import DiT, DiTConfig
+
+WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+PREFIXES = ("model.", "base_model.model.")
+SECTIONS = ("generator", "generator_lora")
+LORA_KEY = re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight$")
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors or `.pt` file by their plain names, and its metadata.
+
+    Raises: ValueError with the way out when the file is missing, unreadable or needs code to unpickle.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no weights file at {path}: check the path, or run `shotstream weights` for what is known")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        return _read_pickled(path), {}
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ValueError(f"cannot read weights from {path}: {reason}") from error
+
+
+def _read_pickled(path: Path, use_ema: bool = False) -> dict[str, Tensor]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
+    wanted = ("generator_ema", *SECTIONS) if use_ema else SECTIONS
+    section = next((content[name] for name in wanted if name in content), content)
+    return {key: value for key, value in section.items() if isinstance(value, Tensor)}
+
+
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strip what FSDP, checkpointing, compile, PEFT and the published wrapper put around parameter names."""
+    return {_plain_name(name): tensor for name, tensor in tensors.items()}
+
+
+def _plain_name(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in PREFIXES:
+            if name.startswith(prefix):
+                name, stripped = name[len(prefix) :], True
+    return name.replace(".base_layer.", ".")
+
+
+def split_lora(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    """Separate base tensors from adapters: (base, {module name: (A [r, in], B [out, r])})."""
+    base: dict[str, Tensor] = {}
+    halves: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = LORA_KEY.match(name)
+        if match:
+            halves.setdefault(match[1], {})[match[2]] = tensor
+        else:
+            base[name] = tensor
+    broken = [name for name, half in halves.items() if len(half) != 2]
+    if broken:
+        raise ValueError(f"LoRA of {broken[0]} has only one of its two matrices A and B: the file is incomplete")
+    return base, {name: (half["A"], half["B"]) for name, half in halves.items()}
+
+
+def merge_lora(
+    base: dict[str, Tensor], adapters: Mapping[str, tuple[Tensor, Tensor]], *, scale: float = 1.0
+) -> dict[str, Tensor]:
+    """W' = W + scale * B A for every adapted module, in float32, cast back. scale = alpha / rank."""
+    merged = dict(base)
+    for module, (a, b) in adapters.items():
+        key = f"{module}.weight"
+        if key not in merged:
+            raise ValueError(
+                f"LoRA adapts {module}, which the base weights do not have: pass the matching base weights"
+            )
+        weight = merged[key]
+        merged[key] = (weight.float() + scale * b.float() @ a.float()).to(weight.dtype)
+    return merged
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill a module; every tensor must be there with its shape. Raises ValueError naming the first differences."""
+    expected = module.state_dict()
+    missing = sorted(expected.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{source} does not fit: {len(missing)} tensors missing (first: {missing[:2]}), "
+            f"{len(unknown)} unknown (first: {unknown[:2]}): is it for another preset?"
+        )
+    wrong = [name for name, tensor in expected.items() if tensor.shape != tensors[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{source}: {name} is {list(tensors[name].shape)}, expected {list(expected[name].shape)} "
+            f"({len(wrong)} tensors differ): pass the preset these weights were made for"
+        )
+    module.load_state_dict(dict(tensors))
+
+
+def parse_config(text: str) -> DiTConfig:
+    """A DiTConfig from JSON, in our field names or those of the official config.json."""
+    raw: dict[str, Any] = json.loads(text)
+    raw = raw.get("dit", raw)
+    renamed = {"in_dim": "in_channels", "out_dim": "out_channels"}
+    known = {renamed.get(k, k): v for k, v in raw.items()}
+    fields = {k: v for k, v in known.items() if k in DiTConfig.__dataclass_fields__}
+    fields["patch_size"] = tuple(fields.get("patch_size", (1, 2, 2)))
+    return DiTConfig(**fields)
+
+
+def load_dit(
+    path: Path | str,
+    *,
+    config: DiTConfig | None = None,
+    lora: Path | str | None = None,
+    lora_scale: float = 1.0,
+    use_ema: bool = False,
+) -> DiT:
+    """Build a DiT from a weights file: ours, the published `.pt`, or an official Wan file or folder.
+
+    Args: config overrides the one in the file and is needed where the file has none;
+        lora: adapters to merge, a file of its own (adapters inside the file itself are merged in any case).
+    Raises: ValueError if anything is missing or of another shape.
+    """
+    path = Path(path)
+    if path.is_dir():
+        config = config or parse_config((path / "config.json").read_text())
+        path = path / "diffusion_pytorch_model.safetensors"
+    if use_ema and path.suffix != ".safetensors":
+        tensors, metadata = _read_pickled(path, use_ema=True), {}
+    else:
+        tensors, metadata = read_tensors(path)
+    if config is None:
+        if "config" not in metadata:
+            raise ValueError(f"{path} does not say its config: pass the preset it belongs to")
+        config = parse_config(metadata["config"])
+    base, adapters = split_lora(plain_names(tensors))
+    if lora is not None:
+        _, more = split_lora(plain_names(read_tensors(lora)[0]))
+        adapters |= more
+    with torch.device("meta"):
+        model = DiT(config)
+    model = model.to_empty(device="cpu")
+    load_strictly(model, merge_lora(base, adapters, scale=lora_scale), str(path))
+    return model
+
+
+def save_dit(path: Path | str, model: DiT, *, dtype: torch.dtype = torch.bfloat16, **metadata: str) -> None:
+    """Write weights with the resolved config (and e.g. recipe and step) in the metadata."""
+    tensors = {k: v.detach().to(dtype).contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, path, metadata={"config": json.dumps(asdict(model.config)), **metadata})

@@ -1,0 +1,199 @@
+"""Named presets: everything in which two models on the one code path differ, and where their weights are found.
+
+Numbers of the Wan preset are the published ones; storyworld has its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from shotstream.diffusion.schedule import FlowSchedule
+from shotstream.engine.cache import SlabConfig
+from shotstream.models.dit import DiTConfig
+from shotstream.models.text import TextConfig
+from shotstream.story import CaptionStyle
+
+Role = Literal["student", "teacher", "codec", "text"]
+
+WEIGHTS_VARIABLE = "SHOTSTREAM_WEIGHTS"
+"""Environment variable: a folder that holds one folder of weights per preset."""
+
+PACKAGE_WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightFile:
+    """Where one part of a model lies: a path inside a weights folder, and inside a repository of the hub."""
+
+    path: str
+    """A file, or "" for the whole folder."""
+    hub_id: str = ""
+    """Empty: the part ships with the package."""
+    hub_files: tuple[str, ...] = ()
+    """Patterns of the files to fetch; empty means just ``path``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One model with its sizes, its schedule and its files."""
+
+    name: str
+    dit: DiTConfig
+    text: TextConfig
+    codec: Literal["tiny", "wan"]
+    """Kind of codec; its own sizes come with its weights."""
+    spatial_stride: int
+    """Pixels per latent cell, each way."""
+    height: int
+    width: int
+    fps: int = 16
+    schedule: FlowSchedule
+    student_levels: tuple[int, ...]
+    """Denoising steps of the student as levels of the schedule's table; 1000 is pure noise."""
+    teacher_steps: int
+    """Euler steps of the teacher."""
+    guidance_scale: float
+    """Of the teacher: 1 is no guidance."""
+    caption_style: CaptionStyle = "natural"
+    slab: SlabConfig = field(default_factory=SlabConfig)
+    files: Mapping[Role, WeightFile]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", MappingProxyType(dict(self.files)))
+        cell = self.spatial_stride * self.dit.patch_size[1]
+        if self.height % cell or self.width % cell:
+            raise ValueError(f"{self.height}x{self.width} pixels are not a multiple of {cell}")
+        if (self.text.length, self.text.width) != (self.dit.text_len, self.dit.text_dim):
+            raise ValueError(
+                f"the text encoder gives {self.text.length} x {self.text.width}, "
+                f"the DiT reads {self.dit.text_len} x {self.dit.text_dim}"
+            )
+
+    @property
+    def latent_height(self) -> int:
+        return self.height // self.spatial_stride
+
+    @property
+    def latent_width(self) -> int:
+        return self.width // self.spatial_stride
+
+    @property
+    def student_timesteps(self) -> tuple[float, ...]:
+        """The student's steps on the 0..1000 scale, after the shift."""
+        return self.schedule.warp_steps(self.student_levels)
+
+
+STORYWORLD = Preset(
+    name="storyworld",
+    dit=DiTConfig(
+        dim=256, ffn_dim=1024, num_heads=2, num_layers=6, in_channels=32, out_channels=32, text_dim=384, text_len=64
+    ),
+    text=TextConfig(encoder="minilm", length=64, width=384),
+    codec="tiny",
+    spatial_stride=16,
+    height=192,
+    width=320,
+    schedule=FlowSchedule(shift=3.0),
+    student_levels=(1000, 750, 500, 250),
+    teacher_steps=24,
+    guidance_scale=2.0,
+    files={
+        "student": WeightFile(path="student.safetensors"),
+        "teacher": WeightFile(path="teacher.safetensors"),
+        "codec": WeightFile(path="codec.safetensors"),
+    },
+)
+
+_WAN_HUB_ID = "Wan-AI/Wan2.1-T2V-1.3B"
+_SHOTSTREAM_HUB_ID = "KlingTeam/ShotStream"
+
+WAN_1_3B = Preset(
+    name="wan-1.3b",
+    dit=DiTConfig(),
+    text=TextConfig(encoder="umt5", length=512, width=4096),
+    codec="wan",
+    spatial_stride=8,
+    height=480,
+    width=832,
+    schedule=FlowSchedule(shift=8.0),
+    student_levels=(1000, 740, 500, 260),
+    teacher_steps=50,
+    guidance_scale=6.0,
+    caption_style="reference",
+    files={
+        "student": WeightFile(path="shotstream_merged.pt", hub_id=_SHOTSTREAM_HUB_ID),
+        "teacher": WeightFile(path="bidirectional_teacher.pt", hub_id=_SHOTSTREAM_HUB_ID),
+        "codec": WeightFile(path="Wan2.1_VAE.pth", hub_id=_WAN_HUB_ID),
+        "text": WeightFile(
+            path="", hub_id=_WAN_HUB_ID, hub_files=("models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/*")
+        ),
+    },
+)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in (STORYWORLD, WAN_1_3B)})
+
+
+def get_preset(name: str) -> Preset:
+    """Return a preset by its name. Raises: ValueError that lists the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def find_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Return the local path of one part of a preset, fetching from the hub what is neither local nor in the package.
+
+    Looked up in this order: ``folder``; the preset's folder under $SHOTSTREAM_WEIGHTS; the package; the hub. Inside a
+    folder the part may also lie in a sub-folder named like its hub repository. A ``folder`` that is itself a file is
+    the student or the teacher.
+
+    Raises: ValueError that says where was looked and how to get the part.
+    """
+    if role not in get_args(Role) or role not in preset.files:
+        raise ValueError(f"preset {preset.name} has no {role!r} weights: its parts are {', '.join(preset.files)}")
+    if folder is not None and not Path(folder).exists():
+        raise ValueError(f"no weights at {folder}: pass an existing folder or file")
+    if folder is not None and Path(folder).is_file() and role in ("student", "teacher"):
+        return Path(folder)
+    part = preset.files[role]
+    places = _local_folders(preset, folder)
+    for place in places:
+        if (found := _find_in(place, part)) is not None:
+            return found
+    if part.hub_id:
+        return _fetch(part)
+    looked = ", ".join(str(place) for place in places)
+    raise ValueError(f"no {role} weights ({part.path}) for preset {preset.name}: looked in {looked}")
+
+
+def _local_folders(preset: Preset, folder: str | os.PathLike[str] | None) -> list[Path]:
+    given = [Path(folder)] if folder is not None and Path(folder).is_dir() else []
+    shared = [Path(os.environ[WEIGHTS_VARIABLE]) / preset.name] if os.environ.get(WEIGHTS_VARIABLE) else []
+    return [*given, *shared, PACKAGE_WEIGHTS / preset.name]
+
+
+def _find_in(folder: Path, part: WeightFile) -> Path | None:
+    for base in (folder, folder / part.hub_id.rpartition("/")[2]):
+        wanted = [pattern for pattern in part.hub_files if "*" not in pattern] or [part.path]
+        if all((base / name).is_file() for name in wanted):
+            return base / part.path
+    return None
+
+
+def _fetch(part: WeightFile) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = list(part.hub_files or (part.path,))
+    try:
+        return Path(snapshot_download(part.hub_id, allow_patterns=patterns)) / part.path
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ValueError(
+            f"cannot get {', '.join(patterns)} from {part.hub_id} on the hub ({type(error).__name__}): pass --weights "
+            f"FOLDER with these files, or set {WEIGHTS_VARIABLE}"
+        ) from error

@@ -1,0 +1,62 @@
+"""Presets are consistent in themselves, and weights are found where the documentation says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shotstream.presets import PRESETS, STORYWORLD, WAN_1_3B, WEIGHTS_VARIABLE, find_weights, get_preset
+
+
+def test_the_known_presets_have_the_decided_sizes() -> None:
+    assert set(PRESETS) == {"storyworld", "wan-1.3b"}
+    assert (STORYWORLD.latent_height, STORYWORLD.latent_width) == (12, 20)
+    assert (WAN_1_3B.latent_height, WAN_1_3B.latent_width) == (60, 104)
+    assert STORYWORLD.dit.grid(12, 20) == (6, 10)
+    assert WAN_1_3B.student_timesteps == pytest.approx((1000.0, 957.928772, 888.888916, 737.588623), abs=1e-3)
+    assert STORYWORLD.student_timesteps == pytest.approx((1000.0, 900.0, 750.0, 500.0), abs=1e-3)
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'nope': choose one of storyworld, wan-1\.3b"):
+        get_preset("nope")
+
+
+def test_a_given_folder_comes_before_the_shared_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, shared = tmp_path / "given", tmp_path / "shared"
+    for folder in (given, shared / "storyworld"):
+        folder.mkdir(parents=True)
+        (folder / "student.safetensors").touch()
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(shared))
+    assert find_weights(STORYWORLD, "student", given) == given / "student.safetensors"
+    assert find_weights(STORYWORLD, "student") == shared / "storyworld" / "student.safetensors"
+    assert find_weights(STORYWORLD, "student", given / "student.safetensors") == given / "student.safetensors"
+
+
+def test_a_folder_may_hold_the_hub_repositories_side_by_side(tmp_path: Path) -> None:
+    base = tmp_path / "Wan2.1-T2V-1.3B"
+    base.mkdir()
+    (base / "Wan2.1_VAE.pth").touch()
+    (base / "models_t5_umt5-xxl-enc-bf16.pth").touch()
+    assert find_weights(WAN_1_3B, "codec", tmp_path) == base / "Wan2.1_VAE.pth"
+    assert find_weights(WAN_1_3B, "text", tmp_path) == base
+
+
+def test_missing_weights_say_where_was_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shotstream.presets.PACKAGE_WEIGHTS", tmp_path / "package")
+    with pytest.raises(ValueError, match=r"looked in .*package"):
+        find_weights(STORYWORLD, "codec", tmp_path)
+    with pytest.raises(ValueError, match="no weights at"):
+        find_weights(STORYWORLD, "codec", tmp_path / "absent")
+    with pytest.raises(ValueError, match="its parts are student, teacher, codec"):
+        find_weights(STORYWORLD, "text")
+
+
+def test_without_the_hub_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="pass --weights FOLDER"):
+        find_weights(WAN_1_3B, "student", tmp_path)

@@ -81,7 +81,7 @@ def check_shot(
     caption_ids = torch.zeros_like(ids) if shot == 0 else ids
     own = texts.select(caption_ids[-1:])
     context_ids, context_captions = ids[None, :context_frames], texts.select(caption_ids[:context_frames])
-    rollout.open_shot(Context(vectors[f"{name}.context_latents"], context_ids, context_captions))
+    rollout.open_shot(Context(vectors[f"{name}.context_latents"], context_ids, ids[-1:], context_captions))
     for layer in range(len(rollout.slab.keys)):
         stop = rollout.slab.tokens(context_frames)
         assert_parity(

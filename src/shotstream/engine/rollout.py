@@ -52,6 +52,8 @@ class Context(NamedTuple):
     """[B, context_frames, C, h, w], each encoded alone."""
     shot_ids: Tensor
     """[B, context_frames], the shot each frame comes from."""
+    own_shot_id: Tensor
+    """[B], the shot being made: the number of earlier shots, but 1 for a story's first."""
     captions: CaptionKV
     """Rows B * context_frames: the caption of each frame's shot. Rows B: one caption for all frames of a row."""
 
@@ -80,8 +82,7 @@ class Rollout:
         self.model, self.config = model, config
         self.latent_size = (latent_height, latent_width)
         rows, columns = model.config.grid(latent_height, latent_width)
-        weight = model.blocks[0].self_attn.k.weight
-        self.device = weight.device
+        self.device = model.device
         self.slab = KVSlab(
             config.slab,
             num_layers=model.config.num_layers,
@@ -89,8 +90,8 @@ class Rollout:
             num_heads=model.config.num_heads,
             head_dim=model.config.head_dim,
             tokens_per_frame=rows * columns,
-            dtype=weight.dtype,
-            device=weight.device,
+            dtype=model.dtype,
+            device=model.device,
         )
         self.chunk_index = 0
         """Index, within the shot, of the chunk that `next_chunk` will make."""
@@ -113,20 +114,21 @@ class Rollout:
         """What a story's first shot starts from: zero latents of shot 0 (the shot itself then counts as shot 1)."""
         frames, channels = self.config.slab.context_frames, self.model.config.in_channels
         latents = torch.zeros(self.batch, frames, channels, *self.latent_size, device=self.device)
-        return Context(latents, torch.zeros(self.batch, frames, device=self.device), captions)
+        shot_ids = torch.zeros(self.batch, frames, device=self.device)
+        return Context(latents, shot_ids, shot_ids[:, 0] + 1, captions)
 
     @torch.no_grad()
     def open_shot(self, context: Context) -> None:
         """Fill the global cache and start an empty shot. One pass; context frames read only one another.
 
-        The generated frames get the shot id after the last context frame's. Raises ValueError on another frame count.
+        Raises: ValueError on another frame count or size.
         """
         frames = self.config.slab.context_frames
         expected = (self.batch, frames, self.model.config.in_channels, *self.latent_size)
         if context.latents.shape != expected:
             raise ValueError(f"context latents must be {list(expected)}, got {list(context.latents.shape)}")
         self._context_ids = context.shot_ids.to(self.device)
-        self._shot_ids = self._context_ids[:, -1] + 1
+        self._shot_ids = context.own_shot_id.to(self.device)
         self._pending, self.chunk_index = None, 0
         self.slab.forget_shot()
         self._window_rotary = self._shot_rotary()

@@ -27,8 +27,8 @@ SECTIONS = ("generator", "generator_lora")
 LORA_KEY = re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight$")
 
 
-def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors or `.pt` file by their plain names, and its metadata.
+def read_tensors(path: Path | str, *, use_ema: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors or `.pt` file and its metadata. use_ema prefers the averaged weights of a `.pt`.
 
     Raises: ValueError with the way out when the file is missing, unreadable or needs code to unpickle.
     """
@@ -39,13 +39,13 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        return _read_pickled(path), {}
+        return _read_pickled(path, use_ema), {}
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise ValueError(f"cannot read weights from {path}: {reason}") from error
 
 
-def _read_pickled(path: Path, use_ema: bool = False) -> dict[str, Tensor]:
+def _read_pickled(path: Path, use_ema: bool) -> dict[str, Tensor]:
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
@@ -152,10 +152,7 @@ def load_dit(
     if path.is_dir():
         config = config or parse_config((path / "config.json").read_text())
         path = path / "diffusion_pytorch_model.safetensors"
-    if use_ema and path.suffix != ".safetensors":
-        tensors, metadata = _read_pickled(path, use_ema=True), {}
-    else:
-        tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, use_ema=use_ema)
     if config is None:
         if "config" not in metadata:
             raise ValueError(f"{path} does not say its config: pass the preset it belongs to")

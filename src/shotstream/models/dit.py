@@ -184,6 +184,11 @@ class Block(nn.Module):
         k = rotate(self.self_attn.keys(h_BLE), rotary).transpose(1, 2)
         attention.store(layer, k, self.self_attn.values(h_BLE).transpose(1, 2))
 
+    def caption_kv(self, context_STE: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of embedded captions, each [S, N, T, D]."""
+        keys, values = self.cross_attn.keys(context_STE), self.cross_attn.values(context_STE)
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
     def _modulation(self, time_BF6E: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         m = (self.modulation.float() + time_BF6E).to(dtype)
         return m[:, :, :, None].unbind(2)
@@ -237,6 +242,15 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
 
+    @property
+    def device(self) -> torch.device:
+        return self.patch_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, apart from the time network's."""
+        return self.patch_embedding.weight.dtype
+
     def forward(
         self,
         latents_BFChw: Tensor,
@@ -288,8 +302,8 @@ class DiT(nn.Module):
     def embed_time(self, timesteps_BF: Tensor) -> TimeEmbedding:
         """Time vectors for timesteps on the 0..1000 scale, always computed in at least float32."""
         with torch.autocast(timesteps_BF.device.type, enabled=False):
-            weight = self.time_embedding[0].weight
-            features = timestep_features(timesteps_BF, self.config.freq_dim).to(weight.dtype)
+            dtype = next(self.time_embedding.parameters()).dtype
+            features = timestep_features(timesteps_BF, self.config.freq_dim).to(dtype)
             head = self.time_embedding(features)
             blocks = self.time_projection(head).unflatten(-1, (6, -1))
         return TimeEmbedding(head.float(), blocks.float())
@@ -303,9 +317,9 @@ class DiT(nn.Module):
         expected = (self.config.text_len, self.config.text_dim)
         if states_STE.shape[1:] != expected:
             raise ValueError(f"caption states must be [S, {expected[0]}, {expected[1]}], got {list(states_STE.shape)}")
-        context = self.text_embedding(states_STE.to(self.text_embedding[0].weight.dtype))
-        pairs = [(b.cross_attn.keys(context), b.cross_attn.values(context)) for b in self.blocks]
-        return CaptionKV(tuple(k.transpose(1, 2) for k, _ in pairs), tuple(v.transpose(1, 2) for _, v in pairs))
+        context = self.text_embedding(states_STE.to(self.device, self.dtype))
+        pairs = [block.caption_kv(context) for block in self.blocks]
+        return CaptionKV(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
     def rotary(self, positions_BF: Tensor, shot_ids_BF: Tensor, height: int, width: int) -> Rotary:
         """The rotary table of frames at these positions, for latents of height x width."""

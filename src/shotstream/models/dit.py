@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +139,7 @@ class Attention(nn.Module):
         return y
 
     def _heads(self, x_BLE: Tensor) -> Tensor:
-        return x_BLE.unflatten(-1, (self.num_heads, -1))
+        return x_BLE.view(*x_BLE.shape[:-1], self.num_heads, -1)
 
 
 class Block(nn.Module):
@@ -251,6 +251,10 @@ class DiT(nn.Module):
         """Of the weights, apart from the time network's."""
         return self.patch_embedding.weight.dtype
 
+    @property
+    def _layers(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
     def forward(
         self,
         latents_BFChw: Tensor,
@@ -292,7 +296,7 @@ class DiT(nn.Module):
         height, width = self.config.grid(*latents_BFChw.shape[-2:])
         x = self._patchify(latents_BFChw)
         last = len(self.blocks) - 1
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._layers):
             if keys_only and layer == last:
                 block.store_keys(layer, x, time.blocks, rotary, attention)
                 return None
@@ -318,7 +322,7 @@ class DiT(nn.Module):
         if states_STE.shape[1:] != expected:
             raise ValueError(f"caption states must be [S, {expected[0]}, {expected[1]}], got {list(states_STE.shape)}")
         context = self.text_embedding(states_STE.to(self.device, self.dtype))
-        pairs = [block.caption_kv(context) for block in self.blocks]
+        pairs = [block.caption_kv(context) for block in self._layers]
         return CaptionKV(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
     def rotary(self, positions_BF: Tensor, shot_ids_BF: Tensor, height: int, width: int) -> Rotary:

@@ -1,0 +1,54 @@
+"""Prompts outside the world are named with the nearest thing that can be drawn."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from shotstream.models.text import MINILM_PACKAGE, MiniLMEncoder
+from shotstream.models.vocabulary import Vocabulary, find_unknown_words
+
+WORLD = Vocabulary(
+    terms={"character": ("fox", "frog", "knight"), "place": ("beach", "city"), "clothing": ("red", "purple")},
+    words=frozenset({"fox", "frog", "knight", "beach", "city", "red", "purple", "walk"}),
+)
+
+
+@pytest.fixture(scope="module")
+def embed() -> Callable[[Sequence[str]], Tensor]:
+    if not importlib.util.find_spec(MINILM_PACKAGE):
+        pytest.skip("the MiniLM weights package is not installed: run `make test`, which installs it")
+    return MiniLMEncoder().embed
+
+
+def test_a_dragon_is_named_and_the_knight_is_not(embed: Callable[[Sequence[str]], Tensor]) -> None:
+    (unknown,) = find_unknown_words("A knight on a dragon", WORLD, embed)
+    assert unknown.word == "dragon"
+    assert str(unknown) == 'cannot draw "dragon"; the nearest it can is "frog"'
+
+
+def test_other_names_and_forms_of_known_things_pass(embed: Callable[[Sequence[str]], Tensor]) -> None:
+    assert find_unknown_words("Two foxes walking at the ocean, then in the town", WORLD, embed) == []
+
+
+def test_another_colour_is_not_near_enough(embed: Callable[[Sequence[str]], Tensor]) -> None:
+    assert [unknown.word for unknown in find_unknown_words("a pink frog", WORLD, embed)] == ["pink"]
+
+
+def test_a_prompt_of_known_words_needs_no_encoder() -> None:
+    def refuse(_: Sequence[str]) -> Tensor:
+        raise AssertionError("nothing should be embedded")
+
+    assert find_unknown_words("the fox walks in the city", WORLD, refuse) == []
+
+
+def test_the_file_comes_back_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    WORLD.write(tmp_path / "vocabulary.json")
+    assert Vocabulary.read(tmp_path / "vocabulary.json") == WORLD
+    (tmp_path / "bad.json").write_text("[1]")
+    with pytest.raises(ValueError, match="not a vocabulary file"):
+        Vocabulary.read(tmp_path / "bad.json")

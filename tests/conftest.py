@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from shotstream.models.dit import DiT, DiTConfig
+
 TOLERANCE = 2e-5
 """Largest absolute float32 difference from the published implementation that counts as the same mathematics."""
 
@@ -49,3 +51,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_config() -> DiTConfig:
+    """A network of a few thousand weights with every part of the real one."""
+    return DiTConfig(
+        dim=32,
+        ffn_dim=48,
+        num_heads=2,
+        num_layers=2,
+        in_channels=4,
+        out_channels=4,
+        text_dim=8,
+        text_len=5,
+        freq_dim=16,
+    )
+
+
+@pytest.fixture
+def tiny_dit(tiny_config: DiTConfig, _fixed_seed: None) -> DiT:
+    """Random weights, no gate closed, so that every part has a say in the output."""
+    return DiT(tiny_config)

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from shotstream.diffusion.schedule import FlowSchedule
 from shotstream.engine.cache import SlabConfig
+from shotstream.engine.teacher import ContextTime
 from shotstream.models.dit import DiTConfig
 from shotstream.models.text import TextConfig
 from shotstream.story import CaptionStyle
@@ -59,6 +60,11 @@ class Preset:
     """Euler steps of the teacher."""
     guidance_scale: float
     """Of the teacher: 1 is no guidance."""
+    negative_prompt: str = ""
+    """What guidance steers away from; empty means zero text states."""
+    teacher_context_time: ContextTime = "zero"
+    max_shot_distance: int = 11
+    """Longest distance in shots that the indicator saw in training."""
     caption_style: CaptionStyle = "natural"
     slab: SlabConfig = field(default_factory=SlabConfig)
     files: Mapping[Role, WeightFile]
@@ -124,6 +130,9 @@ WAN_1_3B = Preset(
     student_levels=(1000, 740, 500, 260),
     teacher_steps=50,
     guidance_scale=6.0,
+    negative_prompt="low quality, blurry, deformed, watermark, a still picture",
+    teacher_context_time="shared",
+    max_shot_distance=36,
     caption_style="reference",
     files={
         "student": WeightFile(path="shotstream_merged.pt", hub_id=_SHOTSTREAM_HUB_ID),
@@ -161,14 +170,20 @@ def find_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | No
     if folder is not None and Path(folder).is_file() and role in ("student", "teacher"):
         return Path(folder)
     part = preset.files[role]
-    places = _local_folders(preset, folder)
-    for place in places:
-        if (found := _find_in(place, part)) is not None:
-            return found
+    if (found := find_local_weights(preset, role, folder)) is not None:
+        return found
     if part.hub_id:
         return _fetch(part)
-    looked = ", ".join(str(place) for place in places)
+    looked = ", ".join(str(place) for place in _local_folders(preset, folder))
     raise ValueError(f"no {role} weights ({part.path}) for preset {preset.name}: looked in {looked}")
+
+
+def find_local_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | None = None) -> Path | None:
+    """Return what `find_weights` finds without the hub, or None."""
+    for place in _local_folders(preset, folder):
+        if (found := _find_in(place, preset.files[role])) is not None:
+            return found
+    return None
 
 
 def _local_folders(preset: Preset, folder: str | os.PathLike[str] | None) -> list[Path]:

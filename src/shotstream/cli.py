@@ -1,0 +1,265 @@
+"""The `shotstream` command: thin verbs over the library.
+
+Results go to stdout, progress and notices to stderr. What a user can get wrong ends in one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import logging
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from shotstream.story import CHUNKS_PER_SHOT, Shot, Steer, Story, read_reference_csv, read_story
+
+if TYPE_CHECKING:
+    from shotstream.engine.stream import Engine
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+console = Console(stderr=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and not options.passes_arguments:
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
+    )
+    try:
+        verb: Callable[[argparse.Namespace, list[str]], None] = options.verb
+        verb(options, rest)
+    except KeyboardInterrupt:
+        console.print("stopped")
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        if options.traceback:
+            raise
+        message = " ".join(str(error).split())
+        sys.stderr.write(f"shotstream: error: {message}\n")
+        return BAD_INPUT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="shotstream", description="Direct a video while it is being made.")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser.set_defaults(passes_arguments=False)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _add_generate(verbs)
+    _add_bench(verbs)
+    _add_weights(verbs)
+    _add_dispatch(verbs, "world", _world, "draw a contact sheet and a clip of a story of the drawn world")
+    _add_dispatch(verbs, "train", _train, "run a training recipe: `shotstream train RECIPE --help`")
+    _add_dispatch(verbs, "evaluate", _evaluate, "measure what a model makes")
+    return parser
+
+
+def _add_generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("generate", help="film a story into an mp4", description=_generate.__doc__)
+    parser.set_defaults(verb=_generate)
+    parser.add_argument("story", nargs="?", type=Path, help="a story (.yaml, .json) or a table of stories (.csv)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the mp4 to write")
+    parser.add_argument("--shot", action="append", default=[], metavar="CAPTION", help="a shot; repeat for more")
+    parser.add_argument(
+        "--steer",
+        action="append",
+        default=[],
+        metavar="SHOT:CHUNK:TEXT",
+        help="an instruction inside a shot, for example 0:3:'now make him look surprised'; both count from 0",
+    )
+    parser.add_argument("--global", dest="global_caption", metavar="CAPTION", help="what holds for all shots")
+    parser.add_argument("--chunks", type=int, help=f"length of every shot (a full shot has {CHUNKS_PER_SHOT} chunks)")
+    parser.add_argument("--seed", type=int, help="default: the story's, else 0")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet, one row per shot")
+    _add_model_options(parser)
+
+
+def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("bench", help="measure speed, latency and memory", description=_bench.__doc__)
+    parser.set_defaults(verb=_bench)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure (default 60)")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_model_options(parser)
+
+
+def _add_weights(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("weights", help="list the files a preset uses", description=_weights.__doc__)
+    parser.set_defaults(verb=_weights)
+    parser.add_argument("--preset", default="storyworld")
+    parser.add_argument("--weights", type=Path, help="a folder to look in first")
+    parser.add_argument("--json", action="store_true", help="one JSON object per file, for programs")
+
+
+def _add_dispatch(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    verb: Callable[[argparse.Namespace, list[str]], None],
+    text: str,
+) -> None:
+    parser = verbs.add_parser(name, help=text, add_help=False)
+    parser.set_defaults(verb=verb, passes_arguments=True)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="storyworld", help="storyworld (default) or wan-1.3b")
+    parser.add_argument("--model", choices=("student", "teacher"), default="student")
+    parser.add_argument("--steps", type=int, help="denoising steps (teacher only; default: the preset's)")
+    parser.add_argument("--weights", type=Path, help="a folder with the preset's files, or a file for the model alone")
+    parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+
+
+def _generate(options: argparse.Namespace, _: list[str]) -> None:
+    """Film a story: from a file, or from --shot and --steer. The mp4 grows, and can be played, while it is made."""
+    stories = _stories(options)
+    outputs = _outputs(options.output, len(stories))
+    sheets = _outputs(options.sheet, len(stories)) if options.sheet else [None] * len(stories)
+    _check_paths(outputs, sheets)
+    engine = _load_engine(options)
+    from shotstream.generate import describe, generate
+
+    for story, output, sheet in zip(stories, outputs, sheets, strict=True):
+        seed = next(seed for seed in (options.seed, story.seed, 0) if seed is not None)
+        report = generate(engine, story, output, seed=seed, sheet=sheet, console=console)
+        console.print(describe(report, engine.preset.fps), highlight=False)
+        print(output)
+
+
+def _bench(options: argparse.Namespace, _: list[str]) -> None:
+    """Measure speed, latency and memory. A table for people; the last line is one JSON object for programs."""
+    if options.seconds <= 0:
+        raise ValueError(f"--seconds must be positive, got {options.seconds:g}")
+    from shotstream import bench
+
+    warning = bench.busy_warning()
+    if warning:
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    result = bench.measure(_load_engine(options), seconds=options.seconds, seed=options.seed)
+    Console().print(bench.table(result))
+    print(result.to_json())
+
+
+def _weights(options: argparse.Namespace, _: list[str]) -> None:
+    """List the files that a preset uses: where they were found, their size, SHA-256 and metadata."""
+    from shotstream.inventory import list_weights
+    from shotstream.presets import get_preset
+
+    for entry in list_weights(get_preset(options.preset), options.weights):
+        print(json.dumps(asdict(entry)) if options.json else entry.summary)
+
+
+def _world(_: argparse.Namespace, rest: list[str]) -> None:
+    _need("skia", "the drawn world", "world")
+    importlib.import_module("shotstream.storyworld.showcase").main(rest)
+
+
+def _train(_: argparse.Namespace, rest: list[str]) -> None:
+    import shotstream.recipes
+
+    known = sorted(module.name for module in pkgutil.iter_modules(shotstream.recipes.__path__))
+    if not rest or rest[0] not in known:
+        given = f", got {rest[0]!r}" if rest else ""
+        raise ValueError(f"`shotstream train` needs a recipe{given}: one of {', '.join(known)}")
+    importlib.import_module(f"shotstream.recipes.{rest[0]}").main(rest[1:])
+
+
+def _evaluate(_: argparse.Namespace, rest: list[str]) -> None:
+    _need("skia", "evaluation", "eval")
+    importlib.import_module("shotstream.evaluation.suite").main(rest)
+
+
+def _need(module: str, what: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"{what} needs {module}: install the extra with `pip install 'shotstream[{extra}]'`")
+
+
+def _load_engine(options: argparse.Namespace) -> Engine:
+    if options.steps is not None and (options.model != "teacher" or options.steps < 1):
+        raise ValueError("--steps is a positive number and for --model teacher: the student's steps belong to it")
+    from shotstream.engine.loading import load
+
+    return load(
+        options.preset,
+        model=options.model,
+        weights=options.weights,
+        device=_device(options.device),
+        num_steps=options.steps,
+    )
+
+
+def _device(name: str | None) -> str | None:
+    import torch
+
+    if name is not None and name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device here, use --device cpu")
+    return name
+
+
+def _stories(options: argparse.Namespace) -> list[Story]:
+    if options.story is not None and options.shot:
+        raise ValueError("give either a story file or --shot, not both")
+    if options.story is None:
+        stories = [Story(shots=tuple(Shot(caption=caption) for caption in options.shot), name="story")]
+    elif options.story.suffix.lower() == ".csv":
+        stories = read_reference_csv(options.story)
+    else:
+        stories = [read_story(options.story)]
+    return [_changed(story, options) for story in stories]
+
+
+def _changed(story: Story, options: argparse.Namespace) -> Story:
+    """Apply --chunks, --global and --steer."""
+    if options.chunks is not None:
+        story = story.with_chunks(options.chunks)
+    if options.global_caption is not None:
+        story = replace(story, global_caption=options.global_caption)
+    shots = list(story.shots)
+    for text in options.steer:
+        index, steer = _parse_steer(text)
+        if index >= len(shots):
+            raise ValueError(f"--steer {text!r} names shot {index}, the story has shots 0..{len(shots) - 1}")
+        shots[index] = replace(shots[index], steers=(*shots[index].steers, steer))
+    return replace(story, shots=tuple(shots))
+
+
+def _parse_steer(text: str) -> tuple[int, Steer]:
+    shot, _, rest = text.partition(":")
+    chunk, _, caption = rest.partition(":")
+    if not (shot.strip().isdecimal() and chunk.strip().isdecimal()):
+        raise ValueError(f"--steer must be SHOT:CHUNK:TEXT, for example 0:3:'he looks surprised', got {text!r}")
+    return int(shot), Steer(chunk=int(chunk), caption=caption.strip())
+
+
+def _outputs(path: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{index:02d}") for index in range(1, count + 1)]
+
+
+def _check_paths(outputs: Sequence[Path], sheets: Sequence[Path | None]) -> None:
+    """Refuse a path that cannot be written before the model is loaded."""
+    from shotstream.engine.video import check_writable
+
+    for output in outputs:
+        check_writable(output, suffixes=(".mp4",))
+    for sheet in sheets:
+        if sheet is not None:
+            check_writable(sheet, suffixes=(".png",))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

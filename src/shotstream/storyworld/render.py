@@ -32,6 +32,8 @@ HEAD_ROOM = {"wide": -83.0, "medium": -72.0, "close-up": -84.0}
 """Height of the camera's centre, in character units."""
 ROAM = {"wide": 112.0, "medium": 22.0, "close-up": 9.0}
 """How far a character may move from the middle before the camera follows."""
+PUSH = {"wide": 0.35, "medium": 0.25, "close-up": 0.15}
+"""How much larger a push-in makes things over 81 frames."""
 FOLLOWED = frozenset(motion.SPEEDS) | {"sitting", "jumping"}
 """Actions that make even a still camera follow."""
 DEPTHS = (0.15, 0.5, 1.0)
@@ -146,11 +148,12 @@ def camera_at(spec: ShotSpec, frame: int, now: Moment) -> Camera:
     x = facing * (now.x - roam * math.tanh(offset / roam))
     y = HEAD_ROOM[spec.framing]
     if spec.framing != "wide":
-        y += 0.4 * now.pose.knees * motion.SIT_DROP - 0.6 * max(0.0, now.pose.lift - 4)
+        sunk = 1.0 if spec.framing == "close-up" else 0.4
+        y += sunk * now.pose.knees * motion.SIT_DROP - 0.6 * max(0.0, now.pose.lift - 4)
     scale = SCALES[spec.framing]
     progress = min(1.0, frame / 80)
     if spec.camera_motion == "push-in":
-        scale *= 1 + 0.3 * progress
+        scale *= 1 + PUSH[spec.framing] * progress
     elif spec.camera_motion == "pan":
         reach = {"wide": 58.0, "medium": 26.0, "close-up": 15.0}[spec.framing]
         x += reach * (2 * progress - 1) * (1 if spec.seed % 2 else -1)
@@ -327,12 +330,12 @@ def _shadow_paint() -> skia.Paint:
 
 def _draw_weather(canvas: skia.Canvas, spec: ShotSpec, now: Moment, view_width: float) -> None:
     if now.rain > 0.01:
-        canvas.drawPaint(Ink().fill((70, 86, 120), round(0.24 * now.rain, 2)))
-        paint = Ink().stroke((206, 226, 250), 2.6, round(0.8 * now.rain, 2))
-        for x, y, size in _drops(spec.seed, 20):
+        canvas.drawPaint(Ink().fill((70, 86, 120), round(0.18 * now.rain, 2)))
+        paint = Ink().stroke((206, 226, 250), 3.4, round(0.8 * now.rain, 2))
+        for x, y, size in _drops(spec.seed, 17):
             px = (x * (view_width + 60) - 34 * now.time) % (view_width + 60) - 30
             py = (y * 240 + (150 + 40 * size) * now.time) % 240 - 24
-            canvas.drawLine(px, py, px - 3.5, py + 15, paint)
+            canvas.drawLine(px, py, px - 4, py + 17, paint)
     if now.snow > 0.01:
         canvas.drawPaint(Ink().fill((200, 212, 232), round(0.16 * now.snow, 2)))
         paint = Ink().fill((255, 255, 255), round(0.95 * now.snow, 2))

@@ -1,0 +1,214 @@
+"""Clips for training a codec: short runs of frames, cropped where faces are, made on the fly and without limit.
+
+Every batch is a function of (seed, step) alone, so a resumed run sees exactly the batches it would have seen.
+Boxes are (x0, y0, x1, y1) in pixels of the frame they belong to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceClip:
+    """Consecutive frames of one shot, with what matters most in each."""
+
+    frames: npt.NDArray[np.uint8]
+    """[T, H, W, 3]"""
+    faces: Sequence[Sequence[Box]]
+    marks: Sequence[Sequence[Box]]
+
+
+class ClipSource(Protocol):
+    """Anything that can draw clips."""
+
+    height: int
+    width: int
+
+    def clip(self, rng: np.random.Generator, num_frames: int) -> SourceClip:
+        """A random clip; equal generators give equal clips."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryworldSource:
+    """Clips of random shots of random stories, from a random frame on."""
+
+    split: str = "train"
+    height: int = 192
+    width: int = 320
+    shot_frames: int = 81
+
+    def clip(self, rng: np.random.Generator, num_frames: int) -> SourceClip:
+        from shotstream import storyworld
+
+        story = storyworld.sample_story(int(rng.integers(2**31)), split=self.split)
+        spec = story.shots[int(rng.integers(len(story.shots)))]
+        first = int(rng.integers(self.shot_frames - num_frames + 1))
+        drawn = [storyworld.render_frame(spec, first + i, self.height, self.width) for i in range(num_frames)]
+        return SourceClip(
+            frames=np.stack([d.pixels for d in drawn]),
+            faces=[d.face_boxes for d in drawn],
+            marks=[d.mark_boxes for d in drawn],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesSource:
+    """Discs with two eyes drifting over a gradient: needs no renderer, for tests and rehearsals."""
+
+    height: int = 192
+    width: int = 320
+
+    def clip(self, rng: np.random.Generator, num_frames: int) -> SourceClip:
+        ground = rng.uniform(0, 255, (2, 3)).astype(np.float32)
+        ramp_H11 = np.linspace(0, 1, self.height, dtype=np.float32)[:, None, None]
+        backdrop_HWC = np.repeat(ground[0] * (1 - ramp_H11) + ground[1] * ramp_H11, self.width, axis=1)
+        discs = [_Disc.draw(rng, self.height, self.width) for _ in range(4)]
+        frames, faces = [], []
+        for t in range(num_frames):
+            picture_HWC = backdrop_HWC.copy()
+            for disc in discs:
+                disc.paint(picture_HWC, t)
+            frames.append(picture_HWC.clip(0, 255).astype(np.uint8))
+            faces.append([discs[-1].box(t)])
+        return SourceClip(frames=np.stack(frames), faces=faces, marks=[[] for _ in frames])
+
+
+@dataclass(frozen=True)
+class _Disc:
+    x: float
+    y: float
+    radius: float
+    drift: tuple[float, float]
+    colour: tuple[float, ...]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, height: int, width: int) -> _Disc:
+        x, y = float(rng.uniform(0, width)), float(rng.uniform(0, height))
+        vx, vy = (float(v) for v in rng.uniform(-3, 3, 2))
+        return cls(x, y, float(rng.uniform(0.1, 0.25) * height), (vx, vy), tuple(rng.uniform(0, 255, 3)))
+
+    def box(self, t: int) -> Box:
+        x, y = self.x + t * self.drift[0], self.y + t * self.drift[1]
+        return (x - self.radius, y - self.radius, x + self.radius, y + self.radius)
+
+    def paint(self, picture_HWC: npt.NDArray[np.float32], t: int) -> None:
+        """Draw over the picture in place: a filled disc, then its eyes."""
+        left, top, right, bottom = self.box(t)
+        rows = slice(max(0, int(top) - 1), max(0, int(bottom) + 2))
+        columns = slice(max(0, int(left) - 1), max(0, int(right) + 2))
+        window_HWC = picture_HWC[rows, columns]
+        y_H1, x_1W = np.ogrid[rows.start : rows.start + window_HWC.shape[0], columns.start : columns.start + window_HWC.shape[1]]
+        cx, cy = (left + right) / 2, (top + bottom) / 2
+        for dx, dy, share, colour in ((0.0, 0.0, 1.0, self.colour), *((side, -0.2, 0.18, (20.0,) * 3) for side in (-0.4, 0.4))):
+            distance_HW = np.hypot(x_1W - cx - dx * self.radius, y_H1 - cy - dy * self.radius) - share * self.radius
+            alpha_HW1 = np.clip(0.5 - distance_HW, 0, 1)[..., None].astype(np.float32)
+            window_HWC += alpha_HW1 * (np.asarray(colour, dtype=np.float32) - window_HWC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecBatch:
+    """What one training step sees."""
+
+    pixels: Tensor
+    """[B, T, 3, H, W] in [0, 1]"""
+    weight: Tensor
+    """[B, T, 1, H, W], 1 or more: what each pixel counts in the loss"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecDataConfig:
+    """Shape of the batches. Sides must be multiples of the codec's spatial stride."""
+
+    pixel_budget: int = 3 * 9 * 112 * 112
+    """About how many pixels a batch holds; the number of crops follows from it."""
+    crop_sides: tuple[int, ...] = (96, 112, 128)
+    clip_frames: tuple[int, ...] = (1, 5, 9, 9, 13)
+    """Drawn from with equal chances; 1 teaches lone frames."""
+    steps_per_clip: int = 2
+    """A new clip is drawn every so many steps: drawing costs as much as learning from it."""
+    pool: int = 16
+    """Crops are cut from this many of the newest clips."""
+    face_bias: float = 0.6
+    """Chance that a crop is placed to hold a face, where there is one."""
+    box_weight: float = 3.0
+
+
+class BatchMaker:
+    """Batches as a function of (seed, step) alone; only remembers clips so as not to draw them again."""
+
+    def __init__(self, source: ClipSource, config: CodecDataConfig, seed: int) -> None:
+        self.source, self.config, self.seed = source, config, seed
+        self._clips: dict[int, SourceClip] = {}
+
+    def batch(self, step: int, *, full_frames: bool = False) -> CodecBatch:
+        """The batch of one step. With `full_frames` nothing is cropped."""
+        config, rng = self.config, np.random.default_rng((self.seed, 1, step))
+        num_frames, side = int(rng.choice(config.clip_frames)), int(rng.choice(config.crop_sides))
+        height, width = (self.source.height, self.source.width) if full_frames else (side, side)
+        count = max(1, round(config.pixel_budget / (num_frames * height * width)))
+        newest = config.pool + step // config.steps_per_clip
+        ages = rng.permutation(config.pool)
+        crops = [
+            _crop(rng, self._clip(newest - int(ages[i % config.pool]), newest), num_frames, height, width, config)
+            for i in range(count)
+        ]
+        pixels_BTCHW = torch.from_numpy(np.stack([pixels for pixels, _ in crops])).movedim(-1, 2).float() / 255
+        return CodecBatch(pixels=pixels_BTCHW, weight=torch.from_numpy(np.stack([w for _, w in crops])).unsqueeze(2))
+
+    def _clip(self, index: int, newest: int) -> SourceClip:
+        if index not in self._clips:
+            rng = np.random.default_rng((self.seed, 0, index))
+            self._clips[index] = self.source.clip(rng, max(self.config.clip_frames))
+            self._clips = {i: clip for i, clip in self._clips.items() if i > newest - self.config.pool}
+        return self._clips[index]
+
+
+def box_mask(boxes: Sequence[Sequence[Box]], height: int, width: int) -> npt.NDArray[np.bool_]:
+    """[T, H, W], true inside any of a frame's boxes."""
+    mask_THW = np.zeros((len(boxes), height, width), dtype=bool)
+    for frame, in_frame in enumerate(boxes):
+        for x0, y0, x1, y1 in in_frame:
+            top, left = max(0, math.floor(y0)), max(0, math.floor(x0))
+            mask_THW[frame, top : max(0, math.ceil(y1)), left : max(0, math.ceil(x1))] = True
+    return mask_THW
+
+
+def _crop(
+    rng: np.random.Generator, clip: SourceClip, num_frames: int, height: int, width: int, config: CodecDataConfig
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """A random run of frames and a window of them, with what each pixel counts."""
+    first = int(rng.integers(len(clip.frames) - num_frames + 1))
+    run = slice(first, first + num_frames)
+    y, x = _corner(rng, clip, first + num_frames // 2, height, width, config.face_bias)
+    _, frame_height, frame_width, _ = clip.frames.shape
+    inside_THW = box_mask(clip.faces[run], frame_height, frame_width)
+    inside_THW |= box_mask(clip.marks[run], frame_height, frame_width)
+    weight_THW = np.where(inside_THW, np.float32(config.box_weight), np.float32(1))
+    window = (slice(None), slice(y, y + height), slice(x, x + width))
+    return clip.frames[run][window], weight_THW[window]
+
+
+def _corner(
+    rng: np.random.Generator, clip: SourceClip, frame: int, height: int, width: int, bias: float
+) -> tuple[int, int]:
+    _, frame_height, frame_width, _ = clip.frames.shape
+    y, x = int(rng.integers(frame_height - height + 1)), int(rng.integers(frame_width - width + 1))
+    faces = clip.faces[frame]
+    if not faces or rng.random() > bias:
+        return y, x
+    x0, y0, x1, y1 = faces[int(rng.integers(len(faces)))]
+    x = round((x0 + x1) / 2 - width * rng.uniform(0.2, 0.8))
+    y = round((y0 + y1) / 2 - height * rng.uniform(0.2, 0.8))
+    return min(max(y, 0), frame_height - height), min(max(x, 0), frame_width - width)

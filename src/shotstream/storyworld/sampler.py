@@ -110,8 +110,8 @@ def sample_story(seed: int, num_shots: int | None = None, split: Split = "train"
     people = draw.people(length)
     settings = draw.settings(people, length)
     specs = _shots(draw, people, settings, length)
-    global_caption, specs = captions.write_story(rng, specs, heldout=split == "heldout")
-    return WorldStory(seed=seed, global_caption=global_caption, shots=tuple(_with_memory(specs)))
+    global_caption, told = captions.write_story(rng, _with_sources(specs), heldout=split == "heldout")
+    return WorldStory(seed=seed, global_caption=global_caption, shots=tuple(_remembering(spec) for spec in told))
 
 
 class _Draw:
@@ -228,8 +228,8 @@ def _action(draw: _Draw, character: str, framing: str, alone: bool) -> str:
     return draw.value(character, "action", tuple(weights), tuple(weights.values()))
 
 
-def _with_memory(specs: Sequence[ShotSpec]) -> list[ShotSpec]:
-    """Add what earlier shots can tell to what the captions of each shot determine."""
+def _with_sources(specs: Sequence[ShotSpec]) -> list[ShotSpec]:
+    """Note which earlier shots show what, for everything that memory can tell."""
     done = []
     for index, spec in enumerate(specs):
         recent = range(max(0, index - MEMORY_SHOTS), index)
@@ -250,9 +250,13 @@ def _with_memory(specs: Sequence[ShotSpec]) -> list[ShotSpec]:
             "layout": seen,
             "weather": same_weather,
         }
-        told = frozenset(name for name, shots in sources.items() if shots)
-        done.append(replace(spec, sources=tuple(sources.items()), known=spec.known | told))
+        done.append(replace(spec, sources=tuple(sources.items())))
     return done
+
+
+def _remembering(spec: ShotSpec) -> ShotSpec:
+    """Add what earlier shots tell to what the captions determine."""
+    return replace(spec, known=spec.known | {name for name, shots in spec.sources if shots})
 
 
 def _changes(rng: random.Random, spec: ShotSpec, forbidden_actions: frozenset[str]) -> tuple[Change, ...]:

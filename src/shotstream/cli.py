@@ -133,8 +133,7 @@ def _generate(options: argparse.Namespace, _: list[str]) -> None:
     from shotstream.generate import describe, generate
 
     for story, output, sheet in zip(stories, outputs, sheets, strict=True):
-        seed = next(seed for seed in (options.seed, story.seed, 0) if seed is not None)
-        report = generate(engine, story, output, seed=seed, sheet=sheet, console=console)
+        report = generate(engine, story, output, seed=story.seed or 0, sheet=sheet, console=console)
         console.print(describe(report, engine.preset.fps), highlight=False)
         print(output)
 
@@ -222,7 +221,9 @@ def _stories(options: argparse.Namespace) -> list[Story]:
 
 
 def _changed(story: Story, options: argparse.Namespace) -> Story:
-    """Apply --chunks, --global and --steer."""
+    """Apply --seed, --chunks, --global and --steer."""
+    if options.seed is not None:
+        story = replace(story, seed=options.seed)
     if options.chunks is not None:
         story = story.with_chunks(options.chunks)
     if options.global_caption is not None:

@@ -1,0 +1,51 @@
+"""The benchmark measures what it says, and neither it nor `generate` needs the renderer."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+
+from shotstream import bench, cli
+from shotstream.engine import loading
+from shotstream.engine.stream import Engine
+
+
+def test_the_last_line_is_one_json_object(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "load", lambda *_, **__: tiny_engine)
+    assert cli.main(["bench", "--seconds", "2"]) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    wanted = {"preset", "device", "end_to_end_fps", "rss_growth_mb", "load_average", "ms_per_stage", "commit"}
+    assert wanted <= result.keys()
+    assert result["num_cuts"] >= 3
+    assert 0 < result["first_frame_after_cut_ms_p50"] <= result["first_frame_after_cut_ms_p95"]
+    assert result["num_frames"] / result["seconds"] == pytest.approx(result["session_fps"])
+    assert set(result["ms_per_stage"]) == {"text", "context", "commit", "denoise", "decode", "other"}
+
+
+def test_prompts_never_repeat() -> None:
+    prompts = list(itertools.islice(bench.new_prompts("a preset without vocabulary", 0), 3000))
+    assert len(set(prompts)) == 3000
+
+
+def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.os, "getloadavg", lambda: (50.0, 0.0, 0.0))
+    assert "busy (load 50.0" in str(bench.busy_warning())
+    monkeypatch.setattr(bench.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert bench.busy_warning() is None
+
+
+def test_generate_and_bench_never_import_the_renderer() -> None:
+    code = (
+        "import sys, shotstream.cli, shotstream.generate, shotstream.bench, shotstream.engine.loading\n"
+        "import shotstream.models.tiny_codec\n"
+        "found = [name for name in sys.modules if name == 'skia' or name.startswith('shotstream.storyworld')]\n"
+        "sys.exit(', '.join(found) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

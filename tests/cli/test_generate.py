@@ -1,0 +1,149 @@
+"""`shotstream generate` writes what the story says, and bad input costs nothing."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from shotstream import cli
+from shotstream.engine import loading
+from shotstream.engine.stream import Engine
+from shotstream.generate import describe, film, generate
+from shotstream.story import Shot, Steer, Story, write_story
+
+STORY = Story(
+    global_caption="a fox",
+    shots=(
+        Shot(caption="he walks", steers=(Steer(chunk=1, caption="he stops"),), num_chunks=2),
+        Shot(caption="he sleeps", num_chunks=1),
+    ),
+)
+
+
+@pytest.fixture
+def loaded(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """The command loads the tiny engine whatever preset is asked for."""
+    monkeypatch.setattr(loading, "load", lambda *_, **__: tiny_engine)
+    return tiny_engine
+
+
+def _num_frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def _quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def test_filming_applies_cuts_and_steers_where_the_story_says(tiny_engine: Engine) -> None:
+    chunks = list(film(tiny_engine.stream(seed=1, global_caption="a fox"), STORY))
+    assert [(chunk.shot, chunk.index, len(chunk.frames)) for chunk in chunks] == [(0, 0, 9), (0, 1, 12), (1, 0, 9)]
+    assert [[applied.kind for applied in chunk.applied] for chunk in chunks] == [["cut"], ["steer"], ["cut"]]
+    assert chunks[1].caption == "a fox. he walks. he stops"
+
+
+def test_generating_writes_every_frame_and_a_sheet(tiny_engine: Engine, tmp_path: Path) -> None:
+    report = generate(tiny_engine, STORY, tmp_path / "a.mp4", sheet=tmp_path / "a.png", console=_quiet())
+    assert report.num_frames == _num_frames(tmp_path / "a.mp4") == 30
+    assert len(report.first_frame_seconds) == 2
+    assert "30 frames" in describe(report, 16)
+    assert Image.open(tmp_path / "a.png").height > 2 * 120
+
+
+def test_a_long_caption_is_refused_before_anything_is_written(tiny_engine: Engine, tmp_path: Path) -> None:
+    story = Story(shots=(Shot(caption="a fox"), Shot(caption="word " * 30)))
+    with pytest.raises(ValueError, match="shot 1: the caption has 30 tokens"):
+        generate(tiny_engine, story, tmp_path / "a.mp4", console=_quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_films_a_story_file(loaded: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_story(STORY, tmp_path / "story.yaml")
+    output = tmp_path / "out.mp4"
+    assert cli.main(["generate", str(tmp_path / "story.yaml"), "-o", str(output)]) == 0
+    assert capsys.readouterr().out == f"{output}\n"
+    assert _num_frames(output) == 30
+
+
+def test_the_command_films_shots_given_as_options(loaded: Engine, tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    arguments = ["--shot", "a fox walks", "--shot", "a fox sleeps", "--steer", "0:1:he stops", "--chunks", "2"]
+    assert cli.main(["generate", *arguments, "-o", str(output), "--sheet", str(tmp_path / "s.png")]) == 0
+    assert _num_frames(output) == 42
+
+
+def test_a_table_of_stories_becomes_numbered_files(loaded: Engine, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.json").write_text('{"global_caption": "A fox.", "shot1": "It runs."}')
+    (tmp_path / "list.csv").write_text('json_path,frame_number\none.json,"[[0, 81]]"\ntwo.json,"[[0, 81]]"\n')
+    assert cli.main(["generate", str(tmp_path / "list.csv"), "--chunks", "1", "-o", str(tmp_path / "o.mp4")]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["o-01.mp4", "o-02.mp4"]
+
+
+def test_the_same_seed_gives_the_same_file(loaded: Engine, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        cli.main(["generate", "--shot", "a fox", "--chunks", "1", "--seed", "5", "-o", str(tmp_path / f"{name}.mp4")])
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shot", " "], "a shot needs a caption"),
+        ([], "at least one shot"),
+        (["missing.yaml"], "No such file"),
+        (["--shot", "x", "--preset", "nope"], "unknown preset 'nope'"),
+        (["--shot", "x", "--weights", "missing"], "no weights at missing"),
+        (["--shot", "x", "--weights", "broken.safetensors"], "cannot read weights"),
+        (["--shot", "x", "--steer", "1:0:y"], "names shot 1"),
+        (["--shot", "x", "--steer", "soon"], "SHOT:CHUNK:TEXT"),
+        (["--shot", "x", "--steer", "0:9:y"], "chunks 0..6"),
+        (["--shot", "x", "--chunks", "0"], "at least 1"),
+        (["--shot", "x", "--seed", "-1"], "seed"),
+        (["--shot", "x", "--steps", "4"], "--steps"),
+        (["--shot", "x", "--sheet", "sheet.jpg"], "must end in .png"),
+        (["story.yaml", "--shot", "x"], "not both"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.safetensors").write_bytes(b"not weights")
+    (tmp_path / "out.mp4").write_bytes(b"precious")
+    assert cli.main(["generate", *arguments, "-o", "out.mp4"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "out.mp4").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("output", ["none/out.mp4", "out.avi"])
+def test_an_unwritable_output_is_refused_before_loading(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the model should not be loaded"))
+    assert cli.main(["generate", "--shot", "x", "-o", output]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_an_unknown_recipe_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "nope"]) == 2
+    assert "got 'nope': one of codec" in capsys.readouterr().err
+
+
+def test_weights_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["weights"]) == 0
+    assert capsys.readouterr().out.startswith("student")
+    assert cli.main(["weights", "--weights", str(tmp_path / "none")]) == 2

@@ -4,7 +4,8 @@ One chunk: (commit of the chunk before) -> noise -> a few denoise passes over [c
 clean latents. Commits are lazy: a chunk's clean keys are written when the next chunk is begun, so the commit never
 stands between a chunk and the screen, and a shot's last chunk is never committed for nothing.
 
-B batch, F latent frames, C latent channels, h w latent size. A batch shares the chunk index; everything else is per row.
+B batch, F latent frames, C latent channels, h w latent size.
+A batch shares the chunk index; everything else is per row.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class Rollout:
         return DenoisedChunk(clean, x_t, last)
 
     def restore_chunk(self, clean: Tensor, captions: CaptionKV) -> None:
-        """Take a finished chunk's latents [B, F, C, h, w] as if just denoised (resume, branch, ground-truth history)."""
+        """Take a finished chunk's latents [B, F, C, h, w] as if just denoised (resume, branch, true history)."""
         with torch.no_grad():
             self._commit_pending()
             self._enter(self.chunk_index)
@@ -184,8 +185,8 @@ class Rollout:
     def replay(self, chunk: int, noisy: Tensor, step: int, captions: CaptionKV, time: TimeEmbedding) -> Tensor:
         """One pass of an already made chunk, with gradient to the model, against the read-only slab before it.
 
-        `time` is the model's own embedding of the step, so that its gradient is kept. Returns clean latents. Valid while
-        the shot still fits the window. Gradient is cut between chunks.
+        `time` is the model's own embedding of the step, so that its gradient is kept. Returns clean latents. Valid
+        while the shot still fits the window. Gradient is cut between chunks.
         """
         assert chunk < self.config.slab.window_chunks, "replay needs the whole history in the slab"
         start = self.slab.tokens(self.config.slab.chunk_slot(chunk))

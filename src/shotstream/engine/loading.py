@@ -1,0 +1,70 @@
+"""From a preset's name to an engine that is ready to stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from shotstream.engine.stream import Engine, TeacherEngine
+from shotstream.models.checkpoint import load_dit
+from shotstream.models.codec import Codec
+from shotstream.models.text import CachedTextEncoder, load_text_encoder
+from shotstream.presets import Preset, find_weights, get_preset
+
+
+def load(
+    preset: str | Preset = "storyworld",
+    *,
+    model: Literal["student", "teacher"] = "student",
+    weights: str | Path | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    num_steps: int | None = None,
+) -> Engine:
+    """Load everything a preset needs.
+
+    Args: weights is a folder, or a file with the student or teacher; None looks in the package, then the hub.
+        device defaults to CUDA where there is one; dtype to bfloat16 where the device is fast in it.
+        num_steps: Euler steps of the teacher.
+    Raises: ValueError naming what is missing or does not fit, and the way out.
+    """
+    config = get_preset(preset) if isinstance(preset, str) else preset
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = dtype or default_dtype(place)
+    dit = load_dit(find_weights(config, model, weights), config=None if config.codec == "tiny" else config.dit)
+    if dit.config != config.dit:
+        raise ValueError(f"these {model} weights are of {dit.config}, preset {config.name} expects {config.dit}")
+    dit = dit.cast_for_inference(kind).to(place)
+    codec, text = load_codec(config, weights, place, kind), load_text(config, weights, place)
+    if model == "teacher":
+        return TeacherEngine(config, dit, codec, text, num_steps=num_steps)
+    return Engine(config, dit, codec, text)
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where it is computed natively (GPUs, CPUs with AMX or AVX512-BF16), else float32."""
+    if device.type != "cpu":
+        return torch.bfloat16
+    # oneDNN reports whether the CPU has bfloat16 instructions; without them it is emulated, slower than float32.
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def load_codec(preset: Preset, weights: str | Path | None, device: torch.device, dtype: torch.dtype) -> Codec:
+    """The preset's codec on a device."""
+    path = find_weights(preset, "codec", weights)
+    if preset.codec == "wan":
+        from shotstream.models.wan_codec import WanCodec
+
+        return WanCodec.load(path, dtype=dtype).to(device)
+    from shotstream.models.tiny_codec import TinyCodec
+
+    return TinyCodec.load(path, dtype=dtype).to(device)
+
+
+def load_text(preset: Preset, weights: str | Path | None, device: torch.device) -> CachedTextEncoder:
+    """The preset's text encoder. A small one stays on the CPU: a caption costs milliseconds there."""
+    if preset.text.encoder == "minilm":
+        return load_text_encoder(preset.text)
+    return load_text_encoder(preset.text, find_weights(preset, "text", weights), device=device)

@@ -1,0 +1,147 @@
+"""Which frames of earlier shots are remembered.
+
+Every earlier shot gets the same number of frames and the most recent ones share what is left; within a shot they are
+evenly spaced, both ends included (ShotStream, arXiv 2603.25746).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+def allocate_context(num_shots: int, capacity: int) -> tuple[int, ...]:
+    """How many of `capacity` remembered frames each earlier shot gets, oldest first; (2, 2, 2) for 3 shots and 6."""
+    if num_shots < 0 or capacity < 0:
+        raise ValueError(f"num_shots and capacity must not be negative, got {num_shots} and {capacity}")
+    if num_shots == 0:
+        return ()
+    base, rest = divmod(capacity, num_shots)
+    return tuple(base + (i >= num_shots - rest) for i in range(num_shots))
+
+
+def evenly_spaced(first: int, last: int, count: int) -> tuple[int, ...]:
+    """`count` frame numbers from `first` to `last`, both included; one means the first, none gives ().
+
+    Spacing in float32, rounded half to even, as the published code does.
+    """
+    if count < 0 or last < first:
+        raise ValueError(f"need count >= 0 and last >= first, got count={count}, first={first}, last={last}")
+    return tuple(torch.linspace(first, last, count, dtype=torch.float32).round().long().tolist())
+
+
+FrameId = tuple[int, int]
+"""(shot, pixel frame of the shot). Pictures of the user's own are (-1, running number)."""
+
+PICTURE_SHOT = -1
+
+Similarity = Callable[[str, Sequence[str]], Sequence[float]]
+"""How well each of some captions fits a new one; larger is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryFrame:
+    """One remembered picture and why it was chosen."""
+
+    id: FrameId
+    pixels: npt.NDArray[np.uint8]
+    """[H, W, 3], as it was shown."""
+    caption: str
+    """In force when it was shown."""
+    reason: Literal["allotted", "matches", "pinned", "picture"] = "allotted"
+
+
+class ShotMemory:
+    """Frames of finished shots, kept losslessly as long as a rule may ask for them, and the rule that picks.
+
+    Up to `capacity` earlier shots share the memory by the published allotment. Beyond that the newest shot and those
+    whose captions fit the new one best give one frame each; without a `similarity` the newest shots do, as published.
+    Pinned frames and own pictures come first and take their places from the rule.
+    """
+
+    def __init__(self, capacity: int, *, similarity: Similarity | None = None) -> None:
+        self.capacity, self._similarity = capacity, similarity
+        self._shots: list[dict[int, MemoryFrame]] = []
+        self._pinned: dict[FrameId, MemoryFrame] = {}
+        self._removed: set[FrameId] = set()
+        self._pictures = 0
+
+    @property
+    def num_shots(self) -> int:
+        return len(self._shots)
+
+    def add_shot(self, frames_THWC: npt.NDArray[np.uint8], captions: Sequence[str]) -> None:
+        """Take over a finished shot: uint8 [T, H, W, 3] and the caption in force at each of its T frames."""
+        shot, last = self.num_shots, len(frames_THWC) - 1
+        counts = {count for n in range(1, self.capacity + 1) for count in allocate_context(n, self.capacity)}
+        kept = sorted({index for count in counts for index in evenly_spaced(0, last, count)})
+        self._shots.append(
+            {i: MemoryFrame(id=(shot, i), pixels=frames_THWC[i].copy(), caption=captions[i]) for i in kept}
+        )
+
+    def choose(self, caption: str) -> tuple[MemoryFrame, ...]:
+        """At most `capacity` frames for a shot with this caption, in story order, own pictures first."""
+        pinned = list(self._pinned.values())[: self.capacity]
+        room = self.capacity - len(pinned)
+        ruled = [f for f in self._by_rule(caption, room) if f.id not in self._pinned and f.id not in self._removed]
+        return tuple(sorted([*pinned, *ruled[:room]], key=lambda frame: frame.id))
+
+    def pin(self, id: FrameId) -> None:
+        """Remember a kept frame at every following cut. Raises ValueError if it is not kept."""
+        self._pinned[id] = replace(self._find(id), reason="pinned")
+        self._removed.discard(id)
+
+    def remove(self, id: FrameId) -> None:
+        """Leave a frame out of every following cut. Raises ValueError if it is not kept."""
+        self._find(id)
+        self._pinned.pop(id, None)
+        self._removed.add(id)
+
+    def add_picture(self, pixels_HWC: npt.NDArray[np.uint8], caption: str) -> FrameId:
+        """Pin a picture of the user's own, uint8 [H, W, 3] in the preset's size. Returns its id."""
+        id = (PICTURE_SHOT, self._pictures)
+        self._pictures += 1
+        self._pinned[id] = MemoryFrame(id=id, pixels=pixels_HWC, caption=caption, reason="picture")
+        return id
+
+    def _find(self, id: FrameId) -> MemoryFrame:
+        if id in self._pinned:
+            return self._pinned[id]
+        shot, frame = id
+        if not 0 <= shot < self.num_shots or frame not in self._shots[shot]:
+            raise ValueError(f"frame {frame} of shot {shot} is not in memory: choose one that `frames()` lists")
+        return self._shots[shot][frame]
+
+    def frames(self) -> tuple[MemoryFrame, ...]:
+        """Everything that can be pinned or removed."""
+        return (*self._pinned.values(), *(frame for shot in self._shots for frame in shot.values()))
+
+    def _by_rule(self, caption: str, room: int) -> list[MemoryFrame]:
+        if self.num_shots <= self.capacity or self._similarity is None:
+            counts = allocate_context(self.num_shots, room)
+        else:
+            counts = self._matching_counts(caption, room)
+        reason: Literal["allotted", "matches"] = "allotted" if self.num_shots <= self.capacity else "matches"
+        return [
+            replace(self._nearest(shot, index), reason=reason)
+            for shot, count in enumerate(counts)
+            for index in evenly_spaced(0, max(self._shots[shot]), count)
+        ]
+
+    def _matching_counts(self, caption: str, room: int) -> tuple[int, ...]:
+        assert self._similarity is not None
+        earlier = [self._shots[shot][0].caption for shot in range(self.num_shots - 1)]
+        scores = self._similarity(caption, earlier)
+        newest_first = sorted(range(len(earlier)), key=lambda shot: (scores[shot], shot), reverse=True)
+        chosen = {self.num_shots - 1, *newest_first[: max(0, room - 1)]} if room else set()
+        return tuple(int(shot in chosen) for shot in range(self.num_shots))
+
+    def _nearest(self, shot: int, index: int) -> MemoryFrame:
+        """The kept frame at, or next to, an index: fewer places than usual ask for frames that no allotment keeps."""
+        kept = self._shots[shot]
+        return kept[min(kept, key=lambda i: (abs(i - index), i))]

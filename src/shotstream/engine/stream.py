@@ -1,0 +1,391 @@
+"""A stream: instructions in, chunks of video out.
+
+`Engine` holds what streams share and never changes (weights, codec, text encoder); `Stream` holds everything that
+belongs to one viewer (caches, memory, decoder state, pending instructions) and is an iterator of `Chunk`.
+
+T pixel frames, H W pixels, C latent channels, h w latent size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shotstream.engine.memory import MemoryFrame, ShotMemory
+from shotstream.engine.noise import addressed_noise
+from shotstream.engine.rollout import Context, Rollout, RolloutConfig
+from shotstream.engine.teacher import TeacherConfig, TeacherRollout
+from shotstream.models.codec import Codec
+from shotstream.models.dit import CaptionKV, DiT
+from shotstream.models.text import TextEncoder
+from shotstream.presets import Preset
+from shotstream.story import CHUNKS_PER_SHOT, Shot, Steer, compose_caption
+
+EXTEND_CHUNKS = 3
+"""How much longer a finished shot runs when it is steered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """An instruction that took effect."""
+
+    kind: Literal["cut", "steer"]
+    caption: str
+    """As the person wrote it."""
+
+
+@dataclass
+class Timings:
+    """Milliseconds of one chunk by stage. `context` covers choosing, encoding and caching remembered frames."""
+
+    text: float = 0.0
+    context: float = 0.0
+    commit: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.text + self.context + self.commit + self.denoise + self.decode
+
+    @contextmanager
+    def measure(self, stage: Literal["text", "context", "commit", "denoise", "decode"]) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        setattr(self, stage, getattr(self, stage) + (time.perf_counter() - start) * 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Three latent frames' worth of finished video."""
+
+    frames: npt.NDArray[np.uint8]
+    """[T, H, W, 3] RGB; T is 9 for the first chunk of a shot, 12 afterwards."""
+    shot: int
+    index: int
+    """Of the chunk within its shot."""
+    take: int
+    latent: Tensor
+    """[1, 3, C, h, w] float32."""
+    caption: str
+    """In force, exactly as the text encoder saw it."""
+    applied: tuple[Applied, ...]
+    """Instructions that took effect in this chunk."""
+    context: tuple[MemoryFrame, ...]
+    """The frames this chunk's shot remembers."""
+    timings: Timings
+
+
+class Engine:
+    """One loaded model. Streams share it; nothing in it changes while they run, apart from a cache of captions."""
+
+    def __init__(
+        self, preset: Preset, model: DiT, codec: Codec, text: TextEncoder, *, caption_capacity: int = 64
+    ) -> None:
+        self.preset, self.model, self.codec, self.text = preset, model, codec, text
+        self._captions: OrderedDict[str, CaptionKV] = OrderedDict()
+        self._caption_capacity = caption_capacity
+
+    def stream(self, *, seed: int = 0, global_caption: str = "", first_shot: int = 0) -> Stream:
+        """A new story. The same seed and instructions give the same frames."""
+        return Stream(self, seed=seed, global_caption=global_caption, first_shot=first_shot)
+
+    def check_caption(self, caption: str) -> None:
+        """Raises ValueError if the composed caption is longer than the text encoder reads."""
+        tokens, limit = self.text.count_tokens(caption), self.preset.dit.text_len
+        if tokens > limit:
+            raise ValueError(
+                f"the caption has {tokens} tokens, at most {limit} are read: shorten it ({caption[:60]}...)"
+            )
+
+    @torch.no_grad()
+    def caption_kv(self, caption: str) -> CaptionKV:
+        """Cross-attention keys and values of one composed caption (rows 1), computed once per caption."""
+        if caption not in self._captions:
+            self._captions[caption] = self.model.encode_captions(self.text.encode([caption]))
+        self._captions.move_to_end(caption)
+        while len(self._captions) > self._caption_capacity:
+            self._captions.popitem(last=False)
+        return self._captions[caption]
+
+    @torch.no_grad()
+    def unconditional_kv(self) -> CaptionKV:
+        """What guidance steers away from: the preset's negative prompt, or zero states where it has none."""
+        if self.preset.negative_prompt:
+            return self.caption_kv(self.preset.negative_prompt)
+        return self.model.encode_captions(torch.zeros(1, self.preset.dit.text_len, self.preset.dit.text_dim))
+
+    def similarity(self, caption: str, others: Sequence[str]) -> list[float]:
+        """Cosine similarity of mean token states, for choosing memories."""
+        states = self.text.encode([caption, *others]).sum(1)
+        unit = torch.nn.functional.normalize(states, dim=-1)
+        return [float(score) for score in unit[1:] @ unit[0]]
+
+
+class ShotMaker(Protocol):
+    """What a stream needs of whatever makes its shots."""
+
+    @property
+    def chunk_index(self) -> int: ...
+
+    def open_shot(self, context: Context) -> None: ...
+
+
+@dataclass
+class _RunningShot:
+    index: int
+    take: int
+    shot: Shot
+    context: tuple[MemoryFrame, ...] = ()
+    steers: list[str] = field(default_factory=list)
+    num_chunks: int = CHUNKS_PER_SHOT
+    frames: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    """One per pixel frame shown."""
+
+
+class Stream:
+    """A story being made. Iterate to get chunks; iteration pauses (StopIteration) where the shot has run its length.
+
+    ```python
+    stream = shotstream.load("storyworld").stream(seed=7)
+    stream.cut("a fox walks along the beach at sunset")
+    for chunk in stream:
+        show(chunk.frames)
+    stream.steer("now make him look surprised")
+    for chunk in stream:
+        show(chunk.frames)
+    ```
+    """
+
+    def __init__(self, engine: Engine, *, seed: int, global_caption: str = "", first_shot: int = 0) -> None:
+        self.engine, self.seed, self.global_caption = engine, seed, global_caption
+        preset = engine.preset
+        self.memory = ShotMemory(preset.slab.context_frames, similarity=engine.similarity)
+        self._maker = self._new_maker()
+        self._running: _RunningShot | None = None
+        self._next: _RunningShot | None = None
+        self._pending_steers: list[str] = []
+        self._next_index = first_shot
+        self._first_index = first_shot
+
+    def cut(
+        self, caption: str, *, num_chunks: int = CHUNKS_PER_SHOT, steers: Sequence[Steer] = (), take: int = 0
+    ) -> None:
+        """End the running shot and open the next one with the following chunk. Pending steers are dropped.
+
+        Args: steers known beforehand; take: number of the rendering, another one draws other noise.
+        Raises: ValueError, before anything changes, if a caption is empty or too long.
+        """
+        shot = Shot(caption=caption, steers=tuple(steers), num_chunks=num_chunks)
+        self.engine.check_caption(self._compose(shot, shot.steers_at(num_chunks), self._next_index))
+        self._next = _RunningShot(self._next_index, take, shot, num_chunks=num_chunks)
+        self._pending_steers = []
+
+    def steer(self, caption: str) -> None:
+        """Change the shot from its next chunk on. A shot that has run its length goes on for a little.
+
+        Raises: ValueError, before anything changes, if there is no shot or the caption gets empty or too long.
+        """
+        target = self._next or self._running
+        if target is None:
+            raise ValueError("there is no shot to steer yet: cut to one first")
+        steer = Steer(chunk=0, caption=caption)
+        ahead = [*target.steers, *self._pending_steers, steer.caption]
+        self.engine.check_caption(self._compose(target.shot, ahead, target.index))
+        self._pending_steers.append(steer.caption)
+
+    def extend(self, num_chunks: int = EXTEND_CHUNKS) -> None:
+        """Let the running shot, or the one about to open, run longer. Raises ValueError if there is none."""
+        target = self._next or self._running
+        if target is None or num_chunks < 1:
+            raise ValueError("extend needs a shot and at least one chunk: cut to a shot first")
+        target.num_chunks += num_chunks
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        timings = Timings()
+        applied = self._open_next(timings) if self._next else []
+        if self._running is None:
+            raise StopIteration
+        applied += self._apply_steers(self._running)
+        if self.chunk_index >= self._running.num_chunks:
+            raise StopIteration
+        return self._make_chunk(self._running, tuple(applied), timings)
+
+    @property
+    def chunk_index(self) -> int:
+        """Index, within the running shot, of the next chunk."""
+        return self._maker.chunk_index
+
+    def _new_maker(self) -> ShotMaker:
+        preset = self.engine.preset
+        config = RolloutConfig(timesteps=preset.student_timesteps, slab=preset.slab)
+        self._rollout = Rollout(
+            self.engine.model, config, latent_height=preset.latent_height, latent_width=preset.latent_width
+        )
+        return self._rollout
+
+    def _denoise(self, shot: _RunningShot, captions: CaptionKV, timings: Timings) -> Tensor:
+        with timings.measure("commit"):
+            self._rollout.commit()
+        with timings.measure("denoise"):
+            return self._rollout.next_chunk(captions, self._noise(shot, self.chunk_index)).clean
+
+    def _open_next(self, timings: Timings) -> list[Applied]:
+        assert self._next is not None
+        self._remember_running()
+        shot = self._next
+        caption = self._compose(shot.shot, shot.shot.steers_at(0), shot.index)
+        with timings.measure("text"):
+            self.engine.caption_kv(caption)
+        with timings.measure("context"):
+            shot.context = self.memory.choose(caption)
+            self._maker.open_shot(self._context(shot, caption))
+            self._decoder = self.engine.codec.new_decoder_state(1)
+        # Taken only now: if choosing or encoding fails, the cut is still pending.
+        self._running, self._next, self._next_index = shot, None, shot.index + 1
+        return [Applied(kind="cut", caption=shot.shot.caption)]
+
+    def _remember_running(self) -> None:
+        if self._running is not None and self._running.frames:
+            self.memory.add_shot(np.concatenate(self._running.frames), self._running.captions)
+        self._running = None
+
+    def _apply_steers(self, shot: _RunningShot) -> list[Applied]:
+        scheduled = [steer.caption for steer in shot.shot.steers if steer.chunk == self.chunk_index]
+        if self._pending_steers and self.chunk_index >= shot.num_chunks:
+            shot.num_chunks = self.chunk_index + EXTEND_CHUNKS
+        arrived = [*scheduled, *self._pending_steers] if self.chunk_index < shot.num_chunks else []
+        shot.steers += arrived
+        self._pending_steers = []
+        return [Applied(kind="steer", caption=caption) for caption in arrived]
+
+    def _make_chunk(self, shot: _RunningShot, applied: tuple[Applied, ...], timings: Timings) -> Chunk:
+        index = self.chunk_index
+        caption = self._compose(shot.shot, shot.steers, shot.index)
+        with timings.measure("text"):
+            captions = self.engine.caption_kv(caption)
+        latent = self._denoise(shot, captions, timings)
+        with timings.measure("decode"):
+            frames = self.engine.codec.decode_chunk(latent, self._decoder)[0].cpu().numpy()
+        shot.frames.append(frames)
+        shot.captions += [caption] * len(frames)
+        return Chunk(
+            frames=frames,
+            shot=shot.index,
+            index=index,
+            take=shot.take,
+            latent=latent,
+            caption=caption,
+            applied=applied,
+            context=shot.context,
+            timings=timings,
+        )
+
+    def _context(self, shot: _RunningShot, caption: str) -> Context:
+        """Encode the chosen frames, in one batch but each alone. Too few are repeated; none is a story's beginning."""
+        chosen, device = shot.context, self.engine.model.device
+        if not chosen:
+            return self._empty_context(caption)
+        filled = self._filled(chosen)
+        pixels = torch.from_numpy(np.stack([frame.pixels for frame in chosen]))[None]
+        latents = self.engine.codec.encode_frames(pixels)[:, [chosen.index(frame) for frame in filled]]
+        ids = torch.tensor([[float(self._shot_id(frame, shot)) for frame in filled]], device=device)
+        own = torch.tensor([float(max(1, shot.index))], device=device)
+        captions = CaptionKV.stack([self.engine.caption_kv(frame.caption) for frame in filled])
+        return Context(latents.float().to(device), ids, own, captions)
+
+    def _filled(self, chosen: tuple[MemoryFrame, ...]) -> list[MemoryFrame]:
+        """Exactly as many frames as the global cache holds, or none."""
+        capacity = self.memory.capacity if chosen else 0
+        return [chosen[i * len(chosen) // capacity] for i in range(capacity)]
+
+    def _empty_context(self, caption: str) -> Context:
+        preset, device = self.engine.preset, self.engine.model.device
+        frames = preset.slab.context_frames
+        latents = torch.zeros(
+            1, frames, preset.dit.in_channels, preset.latent_height, preset.latent_width, device=device
+        )
+        ids = torch.zeros(1, frames, device=device)
+        return Context(latents, ids, ids[:, 0] + 1, self.engine.caption_kv(caption))
+
+    def _shot_id(self, frame: MemoryFrame, shot: _RunningShot) -> int:
+        """The indicator of a remembered frame. Distances beyond what training saw are held at its longest."""
+        earlier = self._first_index + max(0, frame.id[0])
+        return max(earlier, shot.index - self.engine.preset.max_shot_distance)
+
+    def _noise(self, shot: _RunningShot, chunk: int) -> Callable[[int], Tensor]:
+        preset = self.engine.preset
+        shape = (1, preset.slab.chunk_frames, preset.dit.in_channels, preset.latent_height, preset.latent_width)
+        return lambda step: addressed_noise(
+            seed=self.seed, shot=shot.index, take=shot.take, chunk=chunk, step=step, shape=shape
+        )
+
+    def _compose(self, shot: Shot, steers: Sequence[str], index: int) -> str:
+        return compose_caption(
+            self.global_caption, shot.caption, steers, style=self.engine.preset.caption_style, shot_index=index
+        )
+
+
+class TeacherEngine(Engine):
+    """The bidirectional teacher behind the same interface, for comparison. Not live: a shot is made whole."""
+
+    def __init__(
+        self, preset: Preset, model: DiT, codec: Codec, text: TextEncoder, *, num_steps: int | None = None
+    ) -> None:
+        super().__init__(preset, model, codec, text)
+        self.num_steps = num_steps or preset.teacher_steps
+
+    def stream(self, *, seed: int = 0, global_caption: str = "", first_shot: int = 0) -> TeacherStream:
+        return TeacherStream(self, seed=seed, global_caption=global_caption, first_shot=first_shot)
+
+
+class TeacherStream(Stream):
+    """A story made by the teacher. Steers must be known at the cut; `steer` raises ValueError."""
+
+    engine: TeacherEngine
+
+    def steer(self, caption: str) -> None:
+        raise ValueError("the teacher makes a shot as a whole: give its steers with the cut, or use the student")
+
+    def _new_maker(self) -> ShotMaker:
+        preset = self.engine.preset
+        config = TeacherConfig(
+            sigmas=tuple(preset.schedule.sampling_sigmas(self.engine.num_steps).tolist()),
+            guidance_scale=preset.guidance_scale,
+            context_time=preset.teacher_context_time,
+            slab=preset.slab,
+        )
+        self._teacher = TeacherRollout(self.engine.model, config, self.engine.unconditional_kv())
+        return self._teacher
+
+    def _denoise(self, shot: _RunningShot, captions: CaptionKV, timings: Timings) -> Tensor:
+        with timings.measure("denoise"):
+            if self.chunk_index == 0:
+                noise = torch.cat([self._noise(shot, chunk)(0) for chunk in range(shot.num_chunks)], dim=1)
+                self._teacher.begin(noise, self._all_captions(shot))
+            return self._teacher.next_chunk().clean
+
+    def _all_captions(self, shot: _RunningShot) -> CaptionKV:
+        """One row per context frame, then one per frame of the shot."""
+        slab = self.engine.preset.slab
+        opening = self._compose(shot.shot, shot.shot.steers_at(0), shot.index)
+        remembered = [frame.caption for frame in self._filled(shot.context)] or [opening] * slab.context_frames
+        own = [
+            self._compose(shot.shot, shot.shot.steers_at(chunk), shot.index)
+            for chunk in range(shot.num_chunks)
+            for _ in range(slab.chunk_frames)
+        ]
+        return CaptionKV.stack([self.engine.caption_kv(caption) for caption in [*remembered, *own]])

@@ -24,11 +24,12 @@ from shotstream.models.dit import DiT, DiTConfig
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 PREFIXES = ("model.", "base_model.model.")
 SECTIONS = ("generator", "generator_lora")
+EMA_SECTION = "generator_ema"
 LORA_KEY = re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight$")
 
 
 def read_tensors(path: Path | str, *, use_ema: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors or `.pt` file and its metadata. use_ema prefers the averaged weights of a `.pt`.
+    """All tensors of a safetensors or `.pt` file and its metadata. use_ema picks the averaged weights of a `.pt`.
 
     Raises: ValueError with the way out when the file is missing, unreadable or needs code to unpickle.
     """
@@ -47,11 +48,17 @@ def read_tensors(path: Path | str, *, use_ema: bool = False) -> tuple[dict[str, 
 
 def _read_pickled(path: Path, use_ema: bool) -> dict[str, Tensor]:
     content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
-    wanted = ("generator_ema", *SECTIONS) if use_ema else SECTIONS
-    section = next((content[name] for name in wanted if name in content), content)
+    section = _section(content, path, use_ema) if isinstance(content, dict) else content
+    if not isinstance(section, dict):
+        raise ValueError(f"{path} holds a {type(section).__name__}, expected a dict of tensors")
     return {key: value for key, value in section.items() if isinstance(value, Tensor)}
+
+
+def _section(content: dict[str, Any], path: Path, use_ema: bool) -> Any:
+    if use_ema and EMA_SECTION not in content:
+        raise ValueError(f"{path} holds no averaged weights ({EMA_SECTION}): load it without use_ema")
+    wanted = (EMA_SECTION,) if use_ema else SECTIONS
+    return next((content[name] for name in wanted if name in content), content)
 
 
 def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,6 +106,11 @@ def merge_lora(
                 f"LoRA adapts {module}, which the base weights do not have: pass the matching base weights"
             )
         weight = merged[key]
+        if a.shape[0] != b.shape[1] or (b.shape[0], a.shape[1]) != weight.shape:
+            raise ValueError(
+                f"LoRA of {module} is A {list(a.shape)}, B {list(b.shape)}, expected [r, {weight.shape[1]}] and "
+                f"[{weight.shape[0]}, r]: pass the base weights it was trained on"
+            )
         merged[key] = (weight.float() + scale * b.float() @ a.float()).to(weight.dtype)
     return merged
 
@@ -124,8 +136,17 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
 
 
 def parse_config(text: str) -> DiTConfig:
-    """A DiTConfig from JSON, in our field names or those of the official config.json."""
-    raw: dict[str, Any] = json.loads(text)
+    """A DiTConfig from JSON, in our field names or those of the official config.json.
+
+    Raises: ValueError if the text is not such a config.
+    """
+    try:
+        return _config_from(json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot read the model's config: {error}") from error
+
+
+def _config_from(raw: dict[str, Any]) -> DiTConfig:
     raw = raw.get("dit", raw)
     renamed = {"in_dim": "in_channels", "out_dim": "out_channels"}
     known = {renamed.get(k, k): v for k, v in raw.items()}
@@ -150,7 +171,12 @@ def load_dit(
     """
     path = Path(path)
     if path.is_dir():
-        config = config or parse_config((path / "config.json").read_text())
+        if config is None:
+            if not (path / "config.json").is_file():
+                raise ValueError(
+                    f"no config.json in {path}: pass an official folder, or a weights file with its preset"
+                )
+            config = parse_config((path / "config.json").read_text())
         path = path / "diffusion_pytorch_model.safetensors"
     tensors, metadata = read_tensors(path, use_ema=use_ema)
     if config is None:
@@ -160,6 +186,8 @@ def load_dit(
     base, adapters = split_lora(plain_names(tensors))
     if lora is not None:
         _, more = split_lora(plain_names(read_tensors(lora)[0]))
+        if not more:
+            raise ValueError(f"{lora} holds no LoRA adapters (names ending in lora_A.weight): pass it as the weights")
         adapters |= more
     with torch.device("meta"):
         model = DiT(config)

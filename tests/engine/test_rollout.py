@@ -173,13 +173,13 @@ def test_streams_in_a_batch_equal_streams_alone(tiny_dit: DiT) -> None:
 
 
 def test_a_retake_gives_the_same_bits(scene: Scene) -> None:
-    rollout = scene.rollout()
-    first = scene.shot(rollout, 3)
+    rollout, length = scene.rollout(), WINDOW + 2
+    first = scene.shot(rollout, length)
     rollout.open_shot(scene.context())
-    scene.shot(rollout, WINDOW + 2, take=1)
+    scene.shot(rollout, length, take=1)
     rollout.open_shot(scene.context())
-    fresh = scene.shot(scene.rollout(), 3)
-    for again, original, new in zip(scene.shot(rollout, 3), first, fresh, strict=True):
+    fresh = scene.shot(scene.rollout(), length)
+    for again, original, new in zip(scene.shot(rollout, length), first, fresh, strict=True):
         assert torch.equal(again.clean, original.clean)
         assert torch.equal(new.clean, original.clean)
 

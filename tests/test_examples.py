@@ -1,0 +1,42 @@
+"""Every example that ships can be read, and fits the text encoder of the shipped model."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from shotstream.models.text import MINILM_PACKAGE, MiniLMEncoder
+from shotstream.presets import STORYWORLD
+from shotstream.story import Story, read_reference_csv, read_story
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+STORY_FILES = sorted(EXAMPLES.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> MiniLMEncoder:
+    if not importlib.util.find_spec(MINILM_PACKAGE):
+        pytest.skip("the MiniLM weights package is not installed: run `make test`, which installs it")
+    return MiniLMEncoder()
+
+
+def _longest(story: Story, encoder: MiniLMEncoder) -> int:
+    captions = [story.caption_at(index, shot.num_chunks) for index, shot in enumerate(story.shots)]
+    return max(encoder.count_tokens(caption) for caption in captions)
+
+
+def test_there_are_examples() -> None:
+    assert len(STORY_FILES) >= 4
+
+
+@pytest.mark.parametrize("path", STORY_FILES, ids=lambda path: path.stem)
+def test_an_example_fits_the_shipped_model(path: Path, encoder: MiniLMEncoder) -> None:
+    assert _longest(read_story(path), encoder) <= STORYWORLD.text.length
+
+
+def test_the_table_of_stories_fits_the_shipped_model(encoder: MiniLMEncoder) -> None:
+    (story,) = read_reference_csv(EXAMPLES / "table" / "stories.csv")
+    assert len(story.shots) == 2
+    assert _longest(story, encoder) <= STORYWORLD.text.length

@@ -1,0 +1,115 @@
+"""What all recipes share: flags that change daily, building a network, and the files a finished stage leaves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shotstream.models.checkpoint import load_dit, save_dit
+from shotstream.models.dit import DiT, DiTConfig
+from shotstream.training.data import LatentLibrary
+from shotstream.training.distributed import World
+from shotstream.training.trainer import Outcome, Stage, Trainer, TrainerConfig, to_json
+
+log = logging.getLogger(__name__)
+
+STORYWORLD_DIT = DiTConfig(
+    dim=256,
+    ffn_dim=1024,
+    num_heads=2,
+    num_layers=6,
+    in_channels=32,
+    out_channels=32,
+    text_dim=384,
+    text_len=64,
+    prediction="clean",
+)
+
+
+def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentParser:
+    """Flags of every stage. Anything else is changed in Python with `dataclasses.replace`."""
+    flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--out", required=True, help="folder of this run; a run found there is continued")
+    if data:
+        flags.add_argument("--data", required=True, help="folder of latents from shotstream.recipes.latents")
+    flags.add_argument("--init", help="weights to start from (a stage's weights.safetensors)")
+    flags.add_argument("--minutes", type=float, help="stop after this long; the same command continues")
+    flags.add_argument("--steps", type=int, help="length of the whole run")
+    flags.add_argument("--batch", type=int, help="samples per step over all processes")
+    flags.add_argument("--accumulation", type=int, help="micro-batches per step and process")
+    flags.add_argument("--learning-rate", type=float)
+    flags.add_argument("--precision", choices=("float32", "bfloat16"))
+    flags.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU is taken where there is one")
+    flags.add_argument("--threads", type=int, help="CPU threads")
+    flags.add_argument("--seed", type=int)
+    flags.add_argument("--image-every", type=int, help="steps between pictures in TensorBoard")
+    return flags
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Set up logging and threads."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+
+
+def with_flags(config: TrainerConfig, arguments: argparse.Namespace) -> TrainerConfig:
+    """The trainer's config with what the command line changes. --learning-rate sets that of the first optimiser."""
+    names = {
+        "out": "out",
+        "minutes": "minutes",
+        "steps": "steps",
+        "batch": "batch_size",
+        "accumulation": "accumulation",
+    }
+    names |= {"precision": "precision", "device": "device", "image_every": "image_every"}
+    given = {field: getattr(arguments, flag) for flag, field in names.items() if getattr(arguments, flag) is not None}
+    optimisers = dict(config.optimisers)
+    if arguments.learning_rate is not None:
+        first = next(iter(optimisers))
+        optimisers[first] = replace(optimisers[first], learning_rate=arguments.learning_rate)
+    return replace(config, **given, optimisers=optimisers)
+
+
+def build_dit(config: DiTConfig, library: LatentLibrary, init: str | None, seed: int) -> DiT:
+    """The network for these latents: from weights if given, else fresh and the same for the same seed."""
+    channels = library.latent_shape[0]
+    if init is not None:
+        model = load_dit(init).float()
+        if model.config.in_channels != channels:
+            raise ValueError(f"{init} is for {model.config.in_channels}-channel latents, the data has {channels}")
+        return model.train()
+    torch.manual_seed(seed)
+    return DiT(replace(config, in_channels=channels, out_channels=channels)).init_for_training().train()
+
+
+def train(
+    stage: Stage[Any], config: TrainerConfig, world: World, recipe: Any, *, exported: Sequence[str] = ("model",)
+) -> Outcome:
+    """Run the stage and write the averaged weights of the named networks beside its snapshots.
+
+    One network gives `weights.safetensors`; several give `<name>.safetensors` each. float32, config and recipe inside.
+    """
+    trainer = Trainer(stage, config, world, recipe=recipe)
+    outcome = trainer.run()
+    if world.is_first:
+        (Path(config.out) / "recipe.json").write_text(json.dumps(to_json(recipe), indent=1))
+        for name in exported:
+            _export(trainer, name, Path(config.out), "weights" if len(exported) == 1 else name, outcome)
+    return outcome
+
+
+def _export(trainer: Trainer[Any], name: str, folder: Path, stem: str, outcome: Outcome) -> None:
+    network = trainer.stage.networks[name]
+    assert isinstance(network, DiT)
+    with trainer.emas[name].applied(network):
+        recipe = json.dumps(to_json(trainer.recipe))
+        save_dit(folder / f"{stem}.safetensors", network, dtype=torch.float32, recipe=recipe, step=str(outcome.step))
+    log.info("wrote %s", folder / f"{stem}.safetensors")

@@ -1,0 +1,395 @@
+"""Training samples from latents that were encoded beforehand.
+
+A library is a folder of shards. A shard holds whole stories: single frames (the frames that any memory rule may ask for,
+some of them after a round trip through the codec, and a few others to learn from), a few full clips, and the token
+states of every caption, each caption once. Arrays are memory-mapped; nothing is read before it is sampled.
+
+B samples, F target frames, K context frames, C latent channels, h w latent size, S captions, L text positions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shotstream.engine.memory import allocate_context, evenly_spaced
+from shotstream.training.randomness import generator_at, normal
+
+Array = NDArray[np.generic]
+
+FRAME_FIELDS = ("story", "shot", "pixel_frame", "roundtrip", "caption", "important", "latent")
+CLIP_FIELDS = ("story", "shot", "caption", "important", "latent")
+NO_CAPTION = -1
+NO_FRAME = -1
+
+
+def chunk_of_latent(latent_frame: int, chunk_frames: int = 3) -> int:
+    return latent_frame // chunk_frames
+
+
+def chunk_of_pixel(pixel_frame: int, *, chunk_frames: int = 3, stride: int = 4) -> int:
+    """The chunk that shows this pixel frame: 9 frames in the first chunk, 12 in each later one."""
+    latent_frame = 0 if pixel_frame == 0 else 1 + (pixel_frame - 1) // stride
+    return latent_frame // chunk_frames
+
+
+@lru_cache
+def context_rule(num_earlier: int, capacity: int, shot_frames: int) -> tuple[tuple[int, int], ...]:
+    """(shot, pixel frame) of every remembered frame of `num_earlier` shots of `shot_frames` frames, in memory order."""
+    counts = allocate_context(num_earlier, capacity)
+    return tuple((i, p) for i, count in enumerate(counts) for p in evenly_spaced(0, shot_frames - 1, count))
+
+
+@lru_cache
+def frames_ever_asked_for(shot: int, num_shots: int, capacity: int, shot_frames: int) -> tuple[int, ...]:
+    """Pixel frames of `shot` that the rule asks for when any later shot of a story of `num_shots` is made."""
+    asked = {p for n in range(shot + 1, num_shots) for i, p in context_rule(n, capacity, shot_frames) if i == shot}
+    return tuple(sorted(asked))
+
+
+class Captions:
+    """Gives each distinct caption one number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._ids: dict[str, int] = {}
+
+    def id_of(self, caption: str) -> int:
+        if caption not in self._ids:
+            self._ids[caption] = len(self.texts)
+            self.texts.append(caption)
+        return self._ids[caption]
+
+
+def write_shard(
+    path: Path,
+    *,
+    frames: Mapping[str, Array],
+    clips: Mapping[str, Array],
+    captions: Sequence[str],
+    text_states: Tensor,
+    stories: Iterable[Mapping[str, object]],
+) -> None:
+    """Write one shard; it appears under its name only when complete.
+
+    Args: frames and clips by field (FRAME_FIELDS, CLIP_FIELDS), row per frame or clip; text_states [S, L, D] with zeros
+        beyond each caption's end, stored without them; stories anything JSON worth keeping (labels).
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for table, fields, columns in (("frame", FRAME_FIELDS, frames), ("clip", CLIP_FIELDS, clips)):
+        for name in fields:
+            np.save(partial / f"{table}_{name}.npy", columns[name])
+    lengths = [int(states.abs().sum(-1).gt(0).nonzero().max()) + 1 for states in text_states]
+    ragged = torch.cat([states[:n] for states, n in zip(text_states, lengths, strict=True)])
+    np.save(partial / "text_states.npy", ragged.half().numpy())
+    np.save(partial / "text_ends.npy", np.cumsum(lengths))
+    (partial / "captions.json").write_text(json.dumps(list(captions)))
+    (partial / "stories.jsonl").write_text("".join(json.dumps(story) + "\n" for story in stories))
+    shutil.rmtree(path, ignore_errors=True)
+    partial.rename(path)
+
+
+class _Column:
+    """Rows of one field over all shards, read where they lie."""
+
+    def __init__(self, parts: Sequence[Array]) -> None:
+        self.parts = parts
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> Array:
+        wanted = np.asarray(indices, dtype=np.int64)
+        which = np.searchsorted(self.ends, wanted, side="right")
+        starts = np.concatenate([[0], self.ends[:-1]])
+        return np.stack([self.parts[s][i - starts[s]] for s, i in zip(which, wanted, strict=True)])
+
+    def whole(self) -> Array:
+        return np.concatenate(list(self.parts))
+
+
+class LatentLibrary:
+    """All shards of a folder as two tables, `frame` and `clip`, and one list of captions."""
+
+    def __init__(self, folder: Path | str, *, text_length: int = 64, max_shards: int | None = None) -> None:
+        """Raises ValueError if the folder holds no complete shard."""
+        shards = sorted(Path(folder).glob("shard-*"))[:max_shards]
+        if not shards:
+            raise ValueError(
+                f"no shards in {folder}: make them with `python -m shotstream.recipes.latents --out {folder}`"
+            )
+        self.text_length = text_length
+        self.num_shards = len(shards)
+        self.frame = {name: _column(shards, f"frame_{name}") for name in FRAME_FIELDS}
+        self.clip = {name: _column(shards, f"clip_{name}") for name in CLIP_FIELDS}
+        self._states = _column(shards, "text_states")
+        ends, caption_counts, state_offset = [], [], 0
+        for shard in shards:
+            shard_ends = np.load(shard / "text_ends.npy")
+            ends.append(shard_ends + state_offset)
+            state_offset += int(shard_ends[-1])
+            caption_counts.append(len(shard_ends))
+        self._ends = np.concatenate(ends)
+        # Caption numbers are per shard in the files and global here.
+        offsets = np.concatenate([[0], np.cumsum(caption_counts)[:-1]])
+        self.frame_caption = _shifted(self.frame["caption"], offsets)
+        self.clip_caption = _shifted(self.clip["caption"], offsets)
+        self.frame_table = {name: self.frame[name].whole() for name in ("story", "shot", "pixel_frame", "roundtrip")}
+        self.clip_table = {name: self.clip[name].whole() for name in ("story", "shot")}
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, h, w."""
+        c, h, w = self.frame["latent"].parts[0].shape[1:]
+        return int(c), int(h), int(w)
+
+    @property
+    def text_width(self) -> int:
+        return int(self._states.parts[0].shape[1])
+
+    def text(self, captions: Sequence[int]) -> Tensor:
+        """Token states [S, L, D] float32; NO_CAPTION gives zeros."""
+        out = torch.zeros(len(captions), self.text_length, self.text_width)
+        for row, caption in enumerate(captions):
+            if caption != NO_CAPTION:
+                start = int(self._ends[caption - 1]) if caption else 0
+                out[row, : self._ends[caption] - start] = self._state_rows(start, int(self._ends[caption]))
+        return out
+
+    def _state_rows(self, start: int, stop: int) -> Tensor:
+        shard = int(np.searchsorted(self._states.ends, start, side="right"))
+        offset = int(self._states.ends[shard - 1]) if shard else 0
+        rows = np.array(self._states.parts[shard][start - offset : stop - offset], dtype=np.float32)
+        return torch.from_numpy(rows)
+
+
+def _column(shards: Sequence[Path], name: str) -> _Column:
+    return _Column([np.load(shard / f"{name}.npy", mmap_mode="r") for shard in shards])
+
+
+def _shifted(column: _Column, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([part.astype(np.int64) + o for part, o in zip(column.parts, offsets, strict=True)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerConfig:
+    """What a training sample looks like and what is left out of it how often."""
+
+    context_frames: int = 6
+    """0 trains on targets alone."""
+    target_frames: int = 21
+    """Leading latent frames of a clip; ignored for singles."""
+    singles: int = 0
+    """If positive, this many independent single frames of the target shot instead of a clip."""
+    shot_frames: int = 81
+    """Pixel frames of a shot, which the memory rule spaces over."""
+    first_shot: float = 0.2
+    """Share of samples whose target opens the story."""
+    drop_context: float = 0.1
+    drop_text: float = 0.1
+    random_context: float = 0.3
+    """Share whose remembered frames are a random choice, not the rule's: pins, removals and edits will look like that."""
+    empty_context_captions: float = 0.1
+    """Share of remembered frames without a caption, like a user's own picture."""
+    context_noise: float = 0.1
+    """Remembered frames get noise of up to this sd, drawn per sample."""
+    roundtrip: bool = True
+    """Take the round-tripped version of a remembered frame where there is one."""
+    important_weight: float = 2.0
+    """Loss weight of latent cells under a face or a hidden mark."""
+
+
+class Plan(NamedTuple):
+    """Which rows of the library make one sample."""
+
+    context: tuple[int, ...]
+    """Frame rows, NO_FRAME for an empty slot (zeros)."""
+    context_shots: tuple[int, ...]
+    context_captions: tuple[int, ...]
+    target: tuple[int, ...]
+    """Frame rows of singles, or one clip row."""
+    target_captions: tuple[int, ...]
+    shot: int
+    """Shot indicator of the target frames."""
+
+
+class Batch(NamedTuple):
+    """A batch of samples on one device."""
+
+    context: Tensor
+    """[B, K, C, h, w] clean."""
+    target: Tensor
+    """[B, F, C, h, w] clean."""
+    shot_ids: Tensor
+    """[B, K + F]."""
+    text: Tensor
+    """[S, L, D]; row 0 is the empty caption."""
+    caption_ids: Tensor
+    """[B, K + F], rows of `text`."""
+    weight: Tensor
+    """[B, F, 1, h, w] loss weight."""
+
+    def without_text(self) -> Batch:
+        """The same with every caption empty: what guidance is measured against."""
+        return self._replace(text=self.text[:1], caption_ids=torch.zeros_like(self.caption_ids))
+
+
+@dataclass
+class Sampler:
+    """Draws batches from a library; sample `i` of step `s` is the same whenever and wherever it is drawn."""
+
+    library: LatentLibrary
+    config: SamplerConfig
+    address: tuple[int | str, ...] = (0, "samples")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        table = self.library.frame_table
+        self._rows: dict[tuple[int, int], dict[tuple[int, bool], int]] = {}
+        for row, key in enumerate(
+            zip(*(table[n].tolist() for n in ("story", "shot", "pixel_frame", "roundtrip")), strict=True)
+        ):
+            self._rows.setdefault(key[:2], {})[key[2:]] = row
+        self._direct = np.flatnonzero(~table["roundtrip"].astype(bool))
+        singles = np.array(sorted(self._rows), dtype=np.int64)
+        clips = np.stack([self.library.clip_table["story"], self.library.clip_table["shot"]], axis=1)
+        self._targets = singles if self.config.singles else clips.astype(np.int64)
+        if not len(self._targets):
+            raise ValueError("the library has no clips: encode with --clips 1 or more")
+        self._opening = np.flatnonzero(self._targets[:, 1] == 0)
+        self._later = np.flatnonzero(self._targets[:, 1] > 0)
+
+    def batch(self, step: int, samples: Sequence[int]) -> Batch:
+        """The samples with these numbers of a step."""
+        plans, noises = [], []
+        for sample in samples:
+            rng = generator_at(*self.address, step, sample)
+            plans.append(self.plan(rng))
+            noises.append(self._context_noise(rng))
+        return self._assemble(plans, noises)
+
+    def plan(self, rng: np.random.Generator) -> Plan:
+        """Choose one sample."""
+        if self.config.singles and not self.config.context_frames:
+            return self._lone_frames(rng)
+        which = self._pick_target(rng)
+        story, shot = (int(v) for v in self._targets[which])
+        target, captions = self._target(rng, which, story, shot)
+        context = self._context(rng, story, shot)
+        if rng.random() < self.config.drop_text:
+            captions = (NO_CAPTION,) * len(captions)
+            context = [(row, i, NO_CAPTION) for row, i, _ in context]
+        rows, shots, context_captions = zip(*context, strict=True)
+        # The engine numbers a shot after its last remembered frame.
+        return Plan(rows, shots, context_captions, target, captions, shots[-1] + 1)
+
+    def _lone_frames(self, rng: np.random.Generator) -> Plan:
+        rows = tuple(int(r) for r in rng.choice(self._direct, self.config.singles))
+        dropped = rng.random() < self.config.drop_text
+        captions = tuple(NO_CAPTION if dropped else int(self.library.frame_caption[r]) for r in rows)
+        return Plan((), (), (), rows, captions, 1)
+
+    def _pick_target(self, rng: np.random.Generator) -> int:
+        opening = rng.random() < self.config.first_shot
+        group = self._opening if (opening and len(self._opening)) or not len(self._later) else self._later
+        return int(rng.choice(group))
+
+    def _target(
+        self, rng: np.random.Generator, which: int, story: int, shot: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if not self.config.singles:
+            captions = self.library.clip_caption[which]
+            return (which,), tuple(int(captions[chunk_of_latent(f)]) for f in range(self.config.target_frames))
+        rows = [row for (_, roundtrip), row in self._rows[story, shot].items() if not roundtrip]
+        chosen = rng.choice(rows, self.config.singles, replace=len(rows) < self.config.singles)
+        return tuple(int(r) for r in chosen), tuple(int(self.library.frame_caption[r]) for r in chosen)
+
+    def _context(self, rng: np.random.Generator, story: int, shot: int) -> list[tuple[int, int, int]]:
+        """(row, shot, caption) per slot."""
+        slots = self.config.context_frames
+        # As in serving, an empty slot is a zero latent of shot 0 that reads the new shot's own caption.
+        empty = (NO_FRAME, 0, int(self.library.frame_caption[self._stored(story, shot, 0)]))
+        if shot == 0 or rng.random() < self.config.drop_context:
+            return [empty] * slots
+        if rng.random() < self.config.random_context:
+            wanted = self._random_choice(rng, story, shot)
+        else:
+            wanted = context_rule(shot, slots, self.config.shot_frames)
+        found = [(self._stored(story, i, p), i) for i, p in wanted]
+        captions = [int(self.library.frame_caption[row]) for row, _ in found]
+        captions = [NO_CAPTION if rng.random() < self.config.empty_context_captions else c for c in captions]
+        filled = [(row, i, caption) for (row, i), caption in zip(found, captions, strict=True)]
+        return [empty] * (slots - len(found)) + filled
+
+    def _random_choice(self, rng: np.random.Generator, story: int, shot: int) -> list[tuple[int, int]]:
+        known = sorted({(i, p) for i in range(shot) for p, _ in self._rows.get((story, i), {})})
+        most = min(self.config.context_frames, len(known))
+        count = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
+        return [known[k] for k in sorted(rng.choice(len(known), count, replace=False))]
+
+    def _stored(self, story: int, shot: int, pixel_frame: int) -> int:
+        rows = self._rows.get((story, shot), {})
+        row = rows.get((pixel_frame, True)) if self.config.roundtrip else None
+        row = rows.get((pixel_frame, False)) if row is None else row
+        if row is None:
+            raise ValueError(f"the library lacks frame {pixel_frame} of shot {shot} of story {story}: encode it again")
+        return row
+
+    def _context_noise(self, rng: np.random.Generator) -> Tensor | None:
+        if not self.config.context_frames or not self.config.context_noise:
+            return None
+        sd = float(rng.random()) * self.config.context_noise
+        return sd * normal(rng, (self.config.context_frames, *self.library.latent_shape))
+
+    def _assemble(self, plans: Sequence[Plan], noises: Sequence[Tensor | None]) -> Batch:
+        ids = sorted({c for plan in plans for c in (*plan.context_captions, *plan.target_captions)} - {NO_CAPTION})
+        number = {caption: i + 1 for i, caption in enumerate(ids)} | {NO_CAPTION: 0}
+        captions = [[number[c] for c in (*p.context_captions, *p.target_captions)] for p in plans]
+        shots = [[*p.context_shots, *[p.shot] * len(p.target_captions)] for p in plans]
+        target, important = self._target_latents(plans)
+        weight = 1 + (self.config.important_weight - 1) * important[:, :, None].float()
+        batch = Batch(
+            context=self._context_latents(plans, noises),
+            target=target,
+            shot_ids=torch.tensor(shots),
+            text=self.library.text([NO_CAPTION, *ids]),
+            caption_ids=torch.tensor(captions),
+            weight=weight,
+        )
+        return Batch(*(t.to(self.device, non_blocking=True) for t in batch))
+
+    def _target_latents(self, plans: Sequence[Plan]) -> tuple[Tensor, Tensor]:
+        """[B, F, C, h, w] latents and [B, F, h, w] marks of what matters most."""
+        table = self.library.frame if self.config.singles else self.library.clip
+        rows = [row for plan in plans for row in plan.target]
+        latents, important = (torch.from_numpy(table[name].rows(rows)) for name in ("latent", "important"))
+        if self.config.singles:
+            shape = (len(plans), self.config.singles)
+            return latents.float().unflatten(0, shape), important.unflatten(0, shape)
+        frames = self.config.target_frames
+        return latents[:, :frames].float(), important[:, :frames]
+
+    def _context_latents(self, plans: Sequence[Plan], noises: Sequence[Tensor | None]) -> Tensor:
+        out = torch.zeros(len(plans), self.config.context_frames, *self.library.latent_shape)
+        places = [(b, k) for b, plan in enumerate(plans) for k, row in enumerate(plan.context) if row != NO_FRAME]
+        if places:
+            b, k = (torch.tensor(index) for index in zip(*places, strict=True))
+            rows = [plans[i].context[j] for i, j in places]
+            out[b, k] = torch.from_numpy(self.library.frame["latent"].rows(rows)).float()
+            if noises[0] is not None:
+                noise = torch.stack([n for n in noises if n is not None])
+                out[b, k] += noise[b, k]
+        return out

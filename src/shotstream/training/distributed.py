@@ -1,0 +1,119 @@
+"""Training on several processes: one place that knows about ranks.
+
+A small network is copied to every process and gradients are averaged (`average_gradients`); a large one is split with
+FSDP2 (`shard`). Both give the gradient of the mean loss over the global batch, which is what one process computes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """This process among its peers."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Rank within this machine: the number of its device."""
+
+    def share(self, count: int) -> range:
+        """This process's contiguous part of `count` samples."""
+        if count % self.size:
+            raise ValueError(f"global batch {count} cannot be split evenly over {self.size} processes")
+        each = count // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def joined(*, timeout_minutes: float = 30) -> Iterator[World]:
+    """Join the processes that `torchrun` started; without it, be a world of one. Leaves the group at the end."""
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        yield World()
+        return
+    cuda = torch.cuda.is_available()
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    try:
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=local_rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(module: nn.Module, blocks: Iterable[nn.Module], *, bfloat16: bool) -> None:
+    """Split a network's parameters over all processes with FSDP2, in place, one unit per block.
+
+    Masters and gradient reduction stay float32; parameters are gathered as bfloat16 if asked. Inputs are not cast:
+    timesteps would lose their low bits.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bfloat16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    return any(isinstance(p, DTensor) for p in parameters)
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
+    """Replace gradients by their mean over all processes, in place. Nothing to do alone or under FSDP2, which does so.
+
+    A parameter without a gradient counts as zero: all processes must send the same sizes.
+    """
+    if world.size == 1 or is_sharded(parameters):
+        return
+    for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    bucket = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(bucket)
+    bucket /= world.size
+    torch._foreach_copy_(
+        gradients, [b.view_as(g) for b, g in zip(bucket.split([g.numel() for g in gradients]), gradients, strict=True)]
+    )
+
+
+def average_numbers(values: dict[str, float], world: World, device: torch.device) -> dict[str, float]:
+    """Mean of each logged number over all processes. All must log the same names."""
+    if world.size == 1 or not values:
+        return values
+    packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(packed)
+    return dict(zip(values, (packed / world.size).tolist(), strict=True))
+
+
+def any_of(flag: bool, world: World, device: torch.device) -> bool:
+    """Whether any process says yes, so that all stop at the same step."""
+    if world.size == 1:
+        return flag
+    votes = torch.tensor(float(flag), device=device)
+    dist.all_reduce(votes)
+    return bool(votes.item() > 0)
+
+
+def barrier(world: World) -> None:
+    if world.size > 1:
+        dist.barrier()

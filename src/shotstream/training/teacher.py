@@ -1,0 +1,152 @@
+"""Teacher: flow matching on the next shot, given a few remembered frames of the shots before it.
+
+Remembered frames stand clean (t = 0) in front of the noisy target and read only one another, so their keys do not
+depend on the noise: they are computed once per shot when sampling, and shared by independent targets when training.
+
+B batch, K context frames, F target frames, C latent channels, h w latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shotstream.diffusion.flow import add_noise
+from shotstream.diffusion.schedule import TIMESTEP_SCALE
+from shotstream.models.attention import SegmentAttention
+from shotstream.models.dit import CaptionKV, DiT
+from shotstream.training.data import Batch, Sampler
+from shotstream.training.losses import draw_sigma, velocity_loss
+from shotstream.training.randomness import generator_at, normal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowConfig:
+    """Which noise levels are trained how often."""
+
+    shift: float = 3.0
+    uniform_share: float = 0.15
+    """The rest is logit-normal."""
+
+
+class NoisyBatch(NamedTuple):
+    """A batch with the noise it is trained at."""
+
+    data: Batch
+    noise: Tensor
+    """[B, F, C, h, w]."""
+    sigma: Tensor
+    """[B, F]."""
+
+
+@dataclass
+class TeacherStage:
+    """Flow matching for lone frames, frames with memory, and clips: the sampler's config says which."""
+
+    model: DiT
+    sampler: Sampler
+    flow: FlowConfig
+    seed: int = 0
+    context_capacity: int = 6
+    """Temporal position of a shot's first frame."""
+
+    def __post_init__(self) -> None:
+        self.networks: Mapping[str, nn.Module] = {"model": self.model}
+
+    def turn(self, step: int) -> str:
+        return "model"
+
+    def batch(self, step: int, samples: range) -> NoisyBatch:
+        data = self.sampler.batch(step, samples)
+        noise, sigma = zip(*(self._noise(step, sample, data.target.shape[1:]) for sample in samples), strict=True)
+        device = self.sampler.device
+        return NoisyBatch(data, torch.stack(noise).to(device), torch.stack(sigma).to(device))
+
+    def loss(self, batch: NoisyBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        data, noise, sigma = batch
+        captions = self.model.encode_captions(data.text)
+        noisy = add_noise(data.target, noise, sigma)
+        output = self.predict(data, noisy, sigma, captions)
+        prediction = self.model.config.prediction
+        weighted = velocity_loss(output, data.target, noise, sigma, prediction=prediction, weight=data.weight)
+        with torch.no_grad():
+            plain = velocity_loss(output, data.target, noise, sigma, prediction=prediction)
+        return weighted.mean(), {"velocity_loss": plain.mean()}
+
+    def predict(self, data: Batch, noisy: Tensor, sigma: Tensor, captions: CaptionKV) -> Tensor:
+        """The network's raw answer for the target frames, [B, F, C, h, w]."""
+        attention = self.attention(data)
+        return next_shot_output(self.model, data, noisy, sigma, captions, attention, self.positions(data))
+
+    def attention(self, data: Batch) -> SegmentAttention:
+        """Clips read context and themselves; independent singles read context and their own frame."""
+        context, frames = data.context.shape[1], data.target.shape[1]
+        rows, columns = self.model.config.grid(*data.target.shape[-2:])
+        tokens = rows * columns
+        if not self.sampler.config.singles:
+            return SegmentAttention(sizes=_sizes(context, frames), tokens_per_frame=tokens)
+        if not context:
+            return SegmentAttention(
+                sizes=(1,) * frames, tokens_per_frame=tokens, visible=tuple((i,) for i in range(frames))
+            )
+        visible = ((0,), *((0, 1 + i) for i in range(frames)))
+        return SegmentAttention(sizes=(context, *(1,) * frames), tokens_per_frame=tokens, visible=visible)
+
+    def positions(self, data: Batch) -> Tensor:
+        """Temporal positions [1, K + F]: context from 0, target from the context's capacity; singles all at its start."""
+        frames = data.target.shape[1]
+        own = torch.zeros(frames) if self.sampler.config.singles else torch.arange(frames)
+        positions = torch.cat([torch.arange(data.context.shape[1]), self.context_capacity + own])
+        return positions[None].to(data.target.device)
+
+    def carried(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        """Nothing is carried from step to step."""
+
+    def pictures(self, step: int) -> dict[str, np.ndarray]:
+        return {}
+
+    def _noise(self, step: int, sample: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        rng = generator_at(self.seed, "flow", step, sample)
+        frames = shape[0]
+        count = frames if self.sampler.config.singles else 1
+        sigma = draw_sigma(rng, count, shift=self.flow.shift, uniform_share=self.flow.uniform_share)
+        return normal(rng, shape), sigma.expand(frames)
+
+
+def next_shot_output(
+    model: DiT,
+    data: Batch,
+    noisy: Tensor,
+    sigma: Tensor,
+    captions: CaptionKV,
+    attention: SegmentAttention,
+    positions: Tensor,
+) -> Tensor:
+    """Run [clean context | noisy target] and return the raw answer for the target, [B, F, C, h, w].
+
+    Args: noisy [B, F, C, h, w]; sigma [B, F]; positions [1, K + F].
+    """
+    context = data.context.shape[1]
+    timesteps = torch.cat([sigma.new_zeros(len(sigma), context), sigma * TIMESTEP_SCALE], dim=1)
+    output = model(
+        torch.cat([data.context, noisy], dim=1),
+        timesteps,
+        positions_BF=positions.expand(len(noisy), -1),
+        shot_ids_BF=data.shot_ids,
+        captions=captions,
+        caption_ids_BF=data.caption_ids,
+        attention=attention,
+    )
+    return output[:, context:]
+
+
+def _sizes(context: int, frames: int) -> tuple[int, ...]:
+    return (context, frames) if context else (frames,)

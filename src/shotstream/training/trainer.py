@@ -1,0 +1,461 @@
+"""The loop that serves every stage: it knows optimisers, averages, clocks and snapshots, and nothing of video.
+
+A stage says which networks learn, whose turn it is, what a batch is and what the loss is. Everything random in a batch
+is addressed by its step and sample number, so the position in the data is the step, and a run that is stopped anywhere
+goes on exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from shotstream.training.distributed import World, any_of, average_gradients, average_numbers
+from shotstream.training.ema import Ema
+from shotstream.training.snapshot import SnapshotReader, newest_snapshot, write_snapshot
+
+log = logging.getLogger(__name__)
+
+BatchT = TypeVar("BatchT")
+MAX_BAD_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimiserConfig:
+    """AdamW and its schedule for one network."""
+
+    learning_rate: float = 8e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Largest gradient norm."""
+    warmup_steps: int = 200
+    """Own updates of this network until the full rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Cosine falls to a tenth at the run's last step."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.clip <= 0 or self.warmup_steps < 0:
+            raise ValueError(f"need learning_rate > 0, clip > 0, warmup_steps >= 0, got {self}")
+
+    def rate(self, updates: int, progress: float) -> float:
+        """Learning rate after `updates` updates of the network, `progress` in [0, 1] through the run."""
+        warm = min(1.0, (updates + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        falling = 1.0 if self.schedule == "constant" else 0.1 + 0.45 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return self.learning_rate * warm * falling
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerConfig:
+    """One run of one stage."""
+
+    out: str = "runs/default"
+    """Folder of snapshots, logs and the final weights."""
+    steps: int = 1000
+    """Length of the whole run, over all its resumptions."""
+    minutes: float | None = None
+    """Stop after this long, counting this process only. Resume to go on."""
+    batch_size: int = 128
+    """Samples per optimiser step over all processes and micro-batches."""
+    accumulation: int = 1
+    """Micro-batches per step and process."""
+    optimisers: Mapping[str, OptimiserConfig] = field(default_factory=lambda: {"model": OptimiserConfig()})
+    """One per network of the stage."""
+    ema_decay: float = 0.999
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """bfloat16 runs products in bfloat16 (autocast); weights, optimiser and averages stay float32."""
+    device: str = "auto"
+    save_minutes: float = 5.0
+    log_every: int = 20
+    image_every: int = 0
+    """Steps between pictures in TensorBoard; 0 makes none."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accumulation < 1 or self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulation {self.accumulation}")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"minutes must be positive, got {self.minutes}")
+
+    def torch_device(self, world: World) -> torch.device:
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+class Stage(Protocol, Generic[BatchT]):
+    """What a training stage has to say."""
+
+    networks: Mapping[str, nn.Module]
+    """The networks that learn, by the names that `TrainerConfig.optimisers` uses."""
+
+    def turn(self, step: int) -> str:
+        """Which network learns at this step."""
+        ...
+
+    def batch(self, step: int, samples: range) -> BatchT:
+        """Samples `samples` of the step's global batch; the same numbers always give the same batch."""
+        ...
+
+    def loss(self, batch: BatchT, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the batch for the network whose turn it is, and numbers to log."""
+        ...
+
+    def carried(self) -> dict[str, Tensor]:
+        """Tensors made at earlier steps that later steps of this process need (a reused rollout)."""
+        ...
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        """Take `carried` back."""
+        ...
+
+    def pictures(self, step: int) -> dict[str, np.ndarray]:
+        """Pictures to look at, uint8 [H, W, 3], made with the averaged weights in place."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    reason: Literal["finished", "out of time", "stopped"]
+    samples_per_second: float
+    logs: dict[str, float]
+    """Mean of each logged number over the last interval."""
+
+
+class Trainer(Generic[BatchT]):
+    """Runs a stage from its last snapshot to its end, its time limit or a signal."""
+
+    def __init__(
+        self, stage: Stage[BatchT], config: TrainerConfig, world: World | None = None, *, recipe: Any = None
+    ) -> None:
+        """`recipe` is the resolved config of the whole run; it is saved with each snapshot."""
+        if set(config.optimisers) != set(stage.networks):
+            raise ValueError(f"optimisers {sorted(config.optimisers)} do not match networks {sorted(stage.networks)}")
+        self.stage = stage
+        self.config = config
+        self.world = world or World()
+        self.device = config.torch_device(self.world)
+        self.recipe = recipe
+        self.folder = Path(config.out)
+        self.step = 0
+        self.updates = dict.fromkeys(stage.networks, 0)
+        for network in stage.networks.values():
+            network.to(self.device)
+        self.emas = {name: Ema(n, decay=config.ema_decay) for name, n in stage.networks.items()}
+        self.optimisers = {name: _adamw(n, config.optimisers[name]) for name, n in stage.networks.items()}
+        self._bad_steps = 0
+        self._own_share = _micro_batches(self.world.share(config.batch_size), config.accumulation)
+
+    def run(self) -> Outcome:
+        """Train. Continues from the newest snapshot in `out`, saves every few minutes and when it ends."""
+        self.resume()
+        started, started_at = time.monotonic(), self.step
+        last_save = started
+        meter, board = _Meter(), _board(self.folder, self.world)
+        reason: Literal["finished", "out of time", "stopped"] = "finished"
+        with _stop_on_signal() as stop, _progress(self.world) as progress:
+            task = progress.add_task(self.folder.name, total=self.config.steps, completed=self.step, note="")
+            while self.step < self.config.steps:
+                meter.add(self.train_step())
+                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    logs = self._report(meter, board, started, started_at)
+                    progress.update(task, note=_note(logs))
+                if self.config.image_every and self.step % self.config.image_every == 0:
+                    self._show(board)
+                progress.update(task, completed=self.step)
+                now = time.monotonic()
+                if self._agree(stop.is_set):
+                    reason = "stopped"
+                    break
+                if self._agree(self._out_of_time(now - started)):
+                    reason = "out of time"
+                    break
+                if self._agree(now - last_save > 60 * self.config.save_minutes):
+                    self.save()
+                    last_save = now
+        self.save()
+        board.close()
+        seconds = max(time.monotonic() - started, 1e-9)
+        rate = (self.step - started_at) * self.config.batch_size / seconds
+        log.info("%s at step %d: %s, %.1f samples/s", self.folder.name, self.step, reason, rate)
+        return Outcome(step=self.step, reason=reason, samples_per_second=rate, logs=meter.last)
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One optimiser step of the network whose turn it is. Returns what the stage logged."""
+        name = self.stage.turn(self.step)
+        network = self.stage.networks[name]
+        logs = self._accumulate_gradients()
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        average_gradients(parameters, self.world)
+        norm = _norm(nn.utils.clip_grad_norm_(parameters, self.config.optimisers[name].clip))
+        logs[f"{name}/gradient_norm"] = norm
+        if torch.isfinite(norm):
+            self._update(name)
+            self._bad_steps = 0
+        else:
+            self._count_bad_step(name)
+        for other in self.stage.networks.values():
+            other.zero_grad(set_to_none=True)
+        self.step += 1
+        return logs
+
+    def save(self) -> None:
+        """Write a snapshot of everything the continuation depends on."""
+        state = {
+            "updates": self.updates,
+            "ema_updates": {name: ema.updates for name, ema in self.emas.items()},
+            "recipe": to_json(self.recipe),
+        }
+        write_snapshot(self.folder / "snapshots", self.step, state, self._tensors(), self.world)
+
+    def resume(self) -> bool:
+        """Load the newest snapshot of this run, if any. Returns whether there was one."""
+        path = newest_snapshot(self.folder / "snapshots")
+        if path is None:
+            return False
+        reader = SnapshotReader(path, self.world)
+        for name, network in self.stage.networks.items():
+            self._load_network(name, network, reader)
+        self.updates = dict(reader.state["updates"])
+        self.step = int(reader.state["step"])
+        self.stage.restore({n: reader.read(f"own/{n}").to(self.device) for n in reader.names("own/")})
+        torch.set_rng_state(reader.read("rng/cpu"))
+        if self.device.type == "cuda" and reader.names("rng/cuda"):
+            torch.cuda.set_rng_state(reader.read("rng/cuda"), self.device)
+        log.info("resumed %s at step %d", path, self.step)
+        return True
+
+    def _accumulate_gradients(self) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for samples in self._own_share:
+            batch = self.stage.batch(self.step, samples)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                loss, logs = self.stage.loss(batch, self.step)
+            (loss / len(self._own_share)).backward()
+            for key, value in {"loss": loss, **logs}.items():
+                total[key] = total.get(key, torch.zeros((), device=self.device)) + value.detach() / len(self._own_share)
+        return total
+
+    def _update(self, name: str) -> None:
+        optimiser = self.optimisers[name]
+        rate = self.config.optimisers[name].rate(self.updates[name], self.step / self.config.steps)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+        self.emas[name].update(self.stage.networks[name])
+        self.updates[name] += 1
+
+    def _count_bad_step(self, name: str) -> None:
+        self._bad_steps += 1
+        log.warning("step %d: gradient of %s is not finite, update skipped", self.step, name)
+        if self._bad_steps >= MAX_BAD_STEPS:
+            raise FloatingPointError(
+                f"{MAX_BAD_STEPS} updates in a row had no finite gradient: lower the learning rate"
+            )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {"rng/cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        for name, network in self.stage.networks.items():
+            tensors |= {f"network/{name}/{key}": value for key, value in network.state_dict().items()}
+            tensors |= {f"ema/{name}/{key}": value for key, value in self.emas[name].shadow.items()}
+            tensors |= _optimiser_tensors(name, network, self.optimisers[name])
+        return tensors | {f"own/{key}": value for key, value in self.stage.carried().items()}
+
+    def _load_network(self, name: str, network: nn.Module, reader: SnapshotReader) -> None:
+        with torch.no_grad():
+            for key, value in network.state_dict().items():
+                value.copy_(reader.read(f"network/{name}/{key}", value))
+        ema = self.emas[name]
+        shadow = {key: reader.read(f"ema/{name}/{key}", value) for key, value in ema.shadow.items()}
+        ema.load(shadow, int(reader.state["ema_updates"][name]))
+        _load_optimiser(name, network, self.optimisers[name], reader)
+
+    def _agree(self, flag: bool) -> bool:
+        return any_of(flag, self.world, self.device)
+
+    def _out_of_time(self, seconds: float) -> bool:
+        return self.config.minutes is not None and seconds > 60 * self.config.minutes
+
+    def _report(self, meter: _Meter, board: Any, started: float, started_at: int) -> dict[str, float]:
+        logs = average_numbers(meter.mean(), self.world, self.device)
+        done = (self.step - started_at) * self.config.batch_size
+        logs["samples_per_second"] = done / max(time.monotonic() - started, 1e-9)
+        for key, value in logs.items():
+            board.add_scalar(key, value, self.step)
+        log.info("step %d %s", self.step, " ".join(f"{k}={v:.4g}" for k, v in logs.items()))
+        meter.last = logs
+        return logs
+
+    def _show(self, board: Any) -> None:
+        if not self.world.is_first:
+            return
+        with _averaged(self.stage.networks, self.emas):
+            for key, picture in self.stage.pictures(self.step).items():
+                board.add_image(key, picture, self.step, dataformats="HWC")
+
+
+class _Meter:
+    """Sums logged numbers on their device; they are read once per report, not once per step."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.last: dict[str, float] = {}
+
+    def add(self, logs: Mapping[str, Tensor]) -> None:
+        for key, value in logs.items():
+            self.sums[key] = self.sums.get(key, torch.zeros_like(value)) + value
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    def mean(self) -> dict[str, float]:
+        """Means since the last call."""
+        means = {key: float(total) / self.counts[key] for key, total in sorted(self.sums.items())}
+        self.sums, self.counts = {}, {}
+        return means
+
+
+class _NoBoard:
+    """Stands in where TensorBoard is not installed, or on all processes but the first."""
+
+    def add_scalar(self, *_: object) -> None: ...
+
+    def add_image(self, *_: object, **__: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _board(folder: Path, world: World) -> Any:
+    if not world.is_first:
+        return _NoBoard()
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.warning("tensorboard is not installed: numbers go to the log only (pip install 'shotstream[train]')")
+        return _NoBoard()
+    return SummaryWriter(str(folder / "board"))
+
+
+class _Stop:
+    is_set = False
+
+    def set(self, number: int, _: FrameType | None) -> None:
+        log.warning("signal %d: saving after this step", number)
+        self.is_set = True
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    """SIGTERM and Ctrl-C end the run after the current step, with a snapshot."""
+    stop = _Stop()
+    try:
+        before = {number: signal.signal(number, stop.set) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: whoever runs us decides when to stop
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _averaged(networks: Mapping[str, nn.Module], emas: Mapping[str, Ema]) -> Iterator[None]:
+    own = {name: {k: v.clone() for k, v in n.state_dict().items()} for name, n in networks.items()}
+    for name, network in networks.items():
+        emas[name].copy_to(network)
+    try:
+        yield
+    finally:
+        for name, network in networks.items():
+            network.load_state_dict(own[name])
+
+
+def _progress(world: World) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, disable=not world.is_first, transient=False)
+
+
+def _note(logs: Mapping[str, float]) -> str:
+    loss = f"loss {logs['loss']:.4f}, " if "loss" in logs else ""
+    return f"{loss}{logs['samples_per_second']:.1f} samples/s"
+
+
+def _micro_batches(share: range, count: int) -> list[range]:
+    if len(share) % count:
+        raise ValueError(f"{len(share)} samples per process cannot be split into {count} micro-batches")
+    each = len(share) // count
+    return [share[i * each : (i + 1) * each] for i in range(count)]
+
+
+def _adamw(network: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
+    """Matrices decay; biases, norms and modulation, whose zero means nothing, do not."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2 and p.shape[0] > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2 or p.shape[0] == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, foreach=True
+    )
+
+
+def _optimiser_tensors(name: str, network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"optimiser/{name}/{key}/{part}": value
+        for key, p in network.named_parameters()
+        for part, value in optimiser.state.get(p, {}).items()
+    }
+
+
+def _load_optimiser(name: str, network: nn.Module, optimiser: torch.optim.Optimizer, reader: SnapshotReader) -> None:
+    for key, p in network.named_parameters():
+        prefix = f"optimiser/{name}/{key}/"
+        parts = {part: reader.read(prefix + part, None if part == "step" else p) for part in reader.names(prefix)}
+        if parts:
+            optimiser.state[p] = {part: v if part == "step" else v.to(p.device) for part, v in parts.items()}
+
+
+def _norm(value: Tensor) -> Tensor:
+    full = getattr(value, "full_tensor", None)
+    return full() if full is not None else value
+
+
+def to_json(value: Any) -> Any:
+    """A config as plain JSON values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [to_json(v) for v in value]
+    return (
+        value
+        if value is None or isinstance(value, (str, int, float, bool))
+        else json.loads(json.dumps(value, default=str))
+    )

@@ -1,0 +1,143 @@
+"""Sampling from the library keeps the promises of memory, captions and dropouts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from worlds import COLOURS, FRAMES, LATENTS, TEXT_LENGTH
+
+from shotstream.engine.memory import allocate_context, evenly_spaced
+from shotstream.training.data import (
+    NO_CAPTION,
+    NO_FRAME,
+    LatentLibrary,
+    Sampler,
+    SamplerConfig,
+    chunk_of_pixel,
+    context_rule,
+    frames_ever_asked_for,
+)
+from shotstream.training.randomness import generator_at
+
+PLAIN = SamplerConfig(drop_context=0, drop_text=0, random_context=0, empty_context_captions=0, context_noise=0)
+
+
+@pytest.fixture(scope="module")
+def library(toy_library: Path) -> LatentLibrary:
+    return LatentLibrary(toy_library, text_length=TEXT_LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "expected"),
+    [
+        (1, ((0, 16, 32, 48, 64, 80),)),
+        (2, ((0, 40, 80), (0, 40, 80))),
+        (3, ((0, 80), (0, 80), (0, 80))),
+        (4, ((0,), (0,), (0, 80), (0, 80))),
+        (5, ((0,), (0,), (0,), (0,), (0, 80))),
+        (6, ((0,),) * 6),
+        (7, ((), *((0,),) * 6)),
+        (8, ((), (), *((0,),) * 6)),
+    ],
+)
+def test_memory_follows_the_published_table(earlier: int, expected: tuple[tuple[int, ...], ...]):
+    counts = allocate_context(earlier, 6)
+    assert tuple(evenly_spaced(0, 80, count) for count in counts) == expected
+    assert context_rule(earlier, 6, 81) == tuple((i, p) for i, frames in enumerate(expected) for p in frames)
+
+
+def test_every_frame_that_memory_will_ask_for_is_kept():
+    kept = {(shot, p) for shot in range(12) for p in frames_ever_asked_for(shot, 12, 6, FRAMES)}
+    asked = {frame for earlier in range(1, 12) for frame in context_rule(earlier, 6, FRAMES)}
+    assert kept == asked
+
+
+def test_pixel_frames_belong_to_chunks_of_nine_then_twelve():
+    assert [chunk_of_pixel(p) for p in (0, 8, 9, 20, 21, 80)] == [0, 0, 1, 1, 2, 6]
+
+
+def test_a_batch_is_the_same_however_it_is_drawn(library: LatentLibrary):
+    sampler = Sampler(library, SamplerConfig(target_frames=6))
+    whole = sampler.batch(5, range(4))
+    alone = sampler.batch(5, [2])
+    torch.testing.assert_close(alone.target[0], whole.target[2])
+    torch.testing.assert_close(alone.context[0], whole.context[2])
+    torch.testing.assert_close(alone.text[alone.caption_ids[0]], whole.text[whole.caption_ids[2]])
+
+
+def test_the_first_shot_starts_from_six_empty_frames_and_counts_as_shot_one(library: LatentLibrary):
+    batch = Sampler(library, replace(PLAIN, first_shot=1.0)).batch(0, range(4))
+    assert batch.context.abs().max() == 0
+    assert batch.shot_ids[:, :6].eq(0).all()
+    assert batch.shot_ids[:, 6:].eq(1).all()
+    assert batch.caption_ids[:, :6].eq(batch.caption_ids[:, 6:7]).all()
+
+
+def test_later_shots_remember_by_the_rule_in_order(library: LatentLibrary):
+    sampler = Sampler(library, replace(PLAIN, first_shot=0.0))
+    for sample in range(20):
+        plan = sampler.plan(generator_at("order", sample))
+        story, shot = (int(library.clip_table[name][plan.target[0]]) for name in ("story", "shot"))
+        rows = list(plan.context)
+        found = [(int(library.frame_table["shot"][r]), int(library.frame_table["pixel_frame"][r])) for r in rows]
+        assert tuple(found) == context_rule(shot, 6, FRAMES)
+        assert {int(library.frame_table["story"][r]) for r in rows} == {story}
+        assert plan.shot == shot
+
+
+def test_random_memory_keeps_story_order_and_fills_with_empty_frames_in_front(library: LatentLibrary):
+    sampler = Sampler(library, replace(PLAIN, first_shot=0.0, random_context=1.0))
+    sizes = set()
+    for sample in range(40):
+        plan = sampler.plan(generator_at("random", sample))
+        rows = [r for r in plan.context if r != NO_FRAME]
+        assert plan.context[: 6 - len(rows)] == (NO_FRAME,) * (6 - len(rows))
+        assert rows
+        order = [(int(library.frame_table["shot"][r]), int(library.frame_table["pixel_frame"][r])) for r in rows]
+        assert order == sorted(set(order))
+        assert plan.shot == plan.context_shots[-1] + 1
+        sizes.add(len(rows))
+    assert len(sizes) > 3
+
+
+def test_dropped_text_is_zeros_everywhere(library: LatentLibrary):
+    batch = Sampler(library, replace(PLAIN, drop_text=1.0)).batch(0, range(3))
+    assert batch.caption_ids.abs().max() == 0
+    assert batch.text[0].abs().max() == 0
+
+
+def test_captions_reach_the_frames_they_describe(library: LatentLibrary):
+    sampler = Sampler(library, replace(PLAIN, first_shot=0.0))
+    batch = sampler.batch(1, range(6))
+    colours = batch.text[batch.caption_ids][:, :, 0, : len(COLOURS)].argmax(-1)
+    shown = (batch.target[:, :, 0].mean((-1, -2)) > 0).long() + 2 * (batch.target[:, :, 1].mean((-1, -2)) > 0).long()
+    assert torch.equal(colours[:, 6:], shown)
+
+
+def test_important_cells_weigh_more_in_the_loss(library: LatentLibrary):
+    batch = Sampler(library, replace(PLAIN, singles=4)).batch(0, range(2))
+    assert batch.weight.shape == (2, 4, 1, 4, 4)
+    assert batch.weight[0, 0, 0].tolist() == (1 + torch.eye(4)).tolist()
+
+
+def test_lone_frames_have_no_memory(library: LatentLibrary):
+    batch = Sampler(library, replace(PLAIN, singles=1, context_frames=0)).batch(0, range(5))
+    assert batch.context.shape[:2] == (5, 0)
+    assert batch.target.shape[:2] == (5, 1)
+
+
+def test_dropouts_happen_as_often_as_asked(library: LatentLibrary):
+    sampler = Sampler(library, SamplerConfig(target_frames=LATENTS, first_shot=0.0))
+    plans = [sampler.plan(generator_at("rate", i)) for i in range(600)]
+    without_text = sum(set(p.target_captions) == {NO_CAPTION} for p in plans) / len(plans)
+    without_memory = sum(set(p.context) == {NO_FRAME} for p in plans) / len(plans)
+    assert without_text == pytest.approx(0.1, abs=0.04)
+    assert without_memory == pytest.approx(0.1, abs=0.04)
+
+
+def test_an_empty_folder_says_what_to_do(tmp_path: Path):
+    with pytest.raises(ValueError, match="recipes.latents"):
+        LatentLibrary(tmp_path)

@@ -1,0 +1,205 @@
+"""A run that is stopped anywhere goes on as if it had not been; two processes are one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shotstream.training.ema import Ema
+from shotstream.training.randomness import generator_at, normal
+from shotstream.training.snapshot import newest_snapshot
+from shotstream.training.trainer import OptimiserConfig, Trainer, TrainerConfig
+
+
+@dataclass
+class ToyStage:
+    """Two networks take turns; one thing is carried from step to step."""
+
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
+    memory: Tensor = field(default_factory=lambda: torch.zeros(3))
+    stop_at: int | None = None
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        self.networks = {
+            "generator": nn.Linear(3, 3),
+            "critic": nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 3)),
+        }
+
+    def turn(self, step: int) -> str:
+        return "generator" if step % 3 == 0 else "critic"
+
+    def batch(self, step: int, samples: range) -> Tensor:
+        return torch.stack([normal(generator_at("toy", step, i), (3,)) for i in samples])
+
+    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        output = self.networks[self.turn(step)](batch)
+        loss = (output - batch.cumsum(1) - self.memory).square().mean()
+        self.memory = 0.5 * self.memory + 0.1 * output.detach().mean(0)
+        return loss, {"size": output.detach().abs().mean()}
+
+    def carried(self) -> dict[str, Tensor]:
+        return {"memory": self.memory}
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        self.memory = carried["memory"]
+
+    def pictures(self, step: int) -> dict[str, np.ndarray]:
+        return {}
+
+
+def _config(out: Path, **changes: object) -> TrainerConfig:
+    optimisers = {"generator": OptimiserConfig(warmup_steps=2), "critic": OptimiserConfig(schedule="cosine")}
+    config = TrainerConfig(
+        out=str(out), steps=11, batch_size=4, precision="float32", device="cpu", optimisers=optimisers
+    )
+    return replace(config, **changes)
+
+
+def _weights(trainer: Trainer) -> dict[str, Tensor]:
+    live = {f"{n}.{k}": v for n, net in trainer.stage.networks.items() for k, v in net.state_dict().items()}
+    averaged = {f"ema.{n}.{k}": v for n, ema in trainer.emas.items() for k, v in ema.shadow.items()}
+    return live | averaged
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path):
+    whole = Trainer(ToyStage(), _config(tmp_path / "whole"))
+    assert whole.run().reason == "finished"
+    first = Trainer(ToyStage(stop_at=4), _config(tmp_path / "parts"))
+    outcome = first.run()
+    assert (outcome.reason, outcome.step) == ("stopped", 5)
+    torch.rand(17)  # another process has other global random numbers
+    second = Trainer(ToyStage(), _config(tmp_path / "parts"))
+    assert second.run().step == 11
+    for (name, a), b in zip(_weights(whole).items(), _weights(second).values(), strict=True):
+        assert torch.equal(a, b), name
+    assert torch.equal(whole.stage.carried()["memory"], second.stage.carried()["memory"])
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path):
+    Trainer(ToyStage(), _config(tmp_path)).run()
+    again = Trainer(ToyStage(), _config(tmp_path))
+    assert again.run().step == 11
+    assert again.updates == {"generator": 4, "critic": 7}
+
+
+def test_time_is_up_is_not_the_end(tmp_path: Path):
+    outcome = Trainer(ToyStage(), _config(tmp_path, minutes=1e-9)).run()
+    assert (outcome.reason, outcome.step) == ("out of time", 1)
+
+
+def test_a_half_written_snapshot_is_never_read(tmp_path: Path):
+    trainer = Trainer(ToyStage(), _config(tmp_path, steps=3))
+    trainer.run()
+    (tmp_path / "snapshots" / ".partial-00000009").mkdir()
+    (tmp_path / "snapshots" / "step-00000009").mkdir()  # a disk that filled up: no state.json
+    newest = newest_snapshot(tmp_path / "snapshots")
+    assert newest is not None
+    assert newest.name == "step-00000003"
+
+
+def test_micro_batches_do_not_change_the_gradient(tmp_path: Path):
+    runs = []
+    for accumulation in (1, 4):
+        stage = ToyStage()
+        stage.loss = lambda batch, step, s=stage: ((s.networks[s.turn(step)](batch) - batch).square().mean(), {})
+        trainer = Trainer(stage, _config(tmp_path / str(accumulation), accumulation=accumulation))
+        trainer.run()
+        runs.append(_weights(trainer))
+    for name in runs[0]:
+        torch.testing.assert_close(runs[0][name], runs[1][name], rtol=1e-5, atol=1e-6)
+
+
+def test_another_networks_snapshot_is_refused(tmp_path: Path):
+    Trainer(ToyStage(), _config(tmp_path, steps=2)).run()
+    stage = ToyStage()
+    stage.networks = {"generator": nn.Linear(3, 3), "critic": nn.Linear(3, 3)}
+    with pytest.raises(ValueError, match="another stage or network"):
+        Trainer(stage, _config(tmp_path, steps=4)).run()
+
+
+def test_an_update_without_a_finite_gradient_is_skipped(tmp_path: Path):
+    stage = ToyStage()
+    trainer = Trainer(stage, _config(tmp_path))
+    stage.batch = lambda step, samples: torch.full((len(samples), 3), float("nan") if step == 0 else 1.0)
+    before = {k: v.clone() for k, v in stage.networks["generator"].state_dict().items()}
+    stage.memory = torch.zeros(3)
+    trainer.train_step()
+    assert all(torch.equal(before[k], v) for k, v in stage.networks["generator"].state_dict().items())
+    assert trainer.updates["generator"] == 0
+
+
+def test_learning_rate_warms_up_then_falls():
+    config = OptimiserConfig(learning_rate=1.0, warmup_steps=10, schedule="cosine")
+    assert config.rate(0, 0) == pytest.approx(0.1)
+    assert config.rate(9, 0) == pytest.approx(1.0)
+    assert config.rate(500, 0.5) == pytest.approx(0.55)
+    assert config.rate(900, 1.0) == pytest.approx(0.1)
+
+
+def test_ema_keeps_moving_where_bfloat16_would_stand_still():
+    network = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    nn.init.ones_(network.weight)
+    ema = Ema(network, decay=0.999, ramp=False)
+    nn.init.constant_(network.weight, 2.0)
+    for _ in range(1000):
+        ema.update(network)
+    assert ema.shadow["weight"].item() == pytest.approx(2 - 0.999**1000, rel=1e-4)
+
+
+def test_ema_ramp_forgets_the_start():
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, 100.0)
+    ema = Ema(network, decay=0.999)
+    nn.init.constant_(network.weight, 1.0)
+    for _ in range(60):
+        ema.update(network)
+    assert ema.shadow["weight"].item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_applied_average_is_taken_back():
+    network = nn.Linear(2, 2)
+    own = network.weight.detach().clone()
+    ema = Ema(network)
+    ema.shadow["weight"].zero_()
+    with ema.applied(network):
+        assert network.weight.abs().max() == 0
+    assert torch.equal(network.weight, own)
+
+
+WORKER = """
+import sys, torch
+from dataclasses import dataclass
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+from test_two_processes import run
+run(sys.argv[1])
+"""
+
+
+def test_two_processes_equal_one(tmp_path: Path):
+    """The toy library's teacher on the same global batch: averaged weights agree to 1e-5."""
+    code = WORKER.format(tests=str(Path(__file__).parent))
+    script = tmp_path / "worker.py"
+    script.write_text(code.replace("test_two_processes", "two_processes"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pair = subprocess.Popen([*launch, str(script), str(tmp_path / "pair")], env=environment)
+    subprocess.run([sys.executable, str(script), str(tmp_path / "one")], env=environment, check=True)
+    assert pair.wait(timeout=120) == 0
+    weights = [torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("one", "pair")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-5)

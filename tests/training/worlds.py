@@ -1,0 +1,81 @@
+"""A toy world in latent space: coloured squares whose hidden corner mark only memory can tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shotstream.training.data import Captions, chunk_of_latent, chunk_of_pixel, frames_ever_asked_for, write_shard
+
+CHANNELS, HEIGHT, WIDTH = 4, 4, 4
+TEXT_LENGTH, TEXT_WIDTH = 4, 8
+FRAMES = 81
+LATENTS = 21
+COLOURS = ("red", "blue", "green", "grey")
+
+
+def latent(colour: int, mark: int, time: float, rng: np.random.Generator) -> np.ndarray:
+    """The colour sets three channels everywhere, the mark the fourth; a bright row moves down with time."""
+    out = np.zeros((CHANNELS, HEIGHT, WIDTH), np.float32)
+    out[0] = 1.5 if colour & 1 else -1.5
+    out[1] = 1.5 if colour & 2 else -1.5
+    out[2, int(time * HEIGHT) % HEIGHT] = 2
+    out[3] = 1.5 if mark else -1.5
+    return (out + 0.05 * rng.standard_normal(out.shape)).astype(np.float16)
+
+
+def states(captions: list[str]) -> torch.Tensor:
+    """Token states of captions, any fixed code will do."""
+    out = torch.zeros(len(captions), TEXT_LENGTH, TEXT_WIDTH)
+    for row, caption in enumerate(captions):
+        code = COLOURS.index(caption)
+        out[row, 0, code] = 3.0
+        out[row, 1] = 0.5
+    return out
+
+
+def write_library(folder: Path, *, stories: int = 24, shots: int = 3, per_shard: int = 12, seed: int = 0) -> Path:
+    """A library of stories in which the mark is the same in all shots of a story, and named in no caption."""
+    for shard, first in enumerate(range(0, stories, per_shard)):
+        _write_shard(folder / f"shard-{shard:05d}", range(first, min(first + per_shard, stories)), shots, seed)
+    return folder
+
+
+def _write_shard(path: Path, stories: range, shots: int, seed: int) -> None:
+    frames: dict[str, list] = {}
+    clips: dict[str, list] = {}
+    captions = Captions()
+    for story in stories:
+        rng = np.random.default_rng((seed, story))
+        mark = int(rng.integers(2))
+        for shot in range(shots):
+            colour = int(rng.integers(len(COLOURS)))
+            caption = captions.id_of(COLOURS[colour])
+            asked = frames_ever_asked_for(shot, shots, 6, FRAMES)
+            for p in sorted({0, *rng.choice(FRAMES, 2, replace=False).tolist(), *asked}):
+                row = {"story": story, "shot": shot, "pixel_frame": p, "roundtrip": False, "caption": caption}
+                row |= {"important": np.eye(HEIGHT, dtype=bool), "latent": latent(colour, mark, p / FRAMES, rng)}
+                _add(frames, row)
+                assert chunk_of_pixel(p) < 7
+            row = {"story": story, "shot": shot, "caption": np.full(7, caption)}
+            row |= {"important": np.zeros((LATENTS, HEIGHT, WIDTH), bool)}
+            row |= {"latent": np.stack([latent(colour, mark, f / LATENTS, rng) for f in range(LATENTS)])}
+            assert chunk_of_latent(LATENTS - 1) == 6
+            _add(clips, row)
+    tables = [{name: np.stack(column) for name, column in table.items()} for table in (frames, clips)]
+    labels = [{"story": story} for story in stories]
+    write_shard(
+        path,
+        frames=tables[0],
+        clips=tables[1],
+        captions=captions.texts,
+        text_states=states(captions.texts),
+        stories=labels,
+    )
+
+
+def _add(table: dict[str, list], row: dict) -> None:
+    for name, value in row.items():
+        table.setdefault(name, []).append(np.asarray(value))

@@ -1,9 +1,9 @@
 """Captions: how a story is told in words, with what is left out left to defaults or to memory.
 
-A caption is built in two steps. First `_decide` chooses which attributes are said: everything that neither a default, nor
-the global caption, nor an earlier shot would tell, and some of the rest. Then a template arranges the phrases. What is
-not said has its default (standing, neutral, medium, still, one person), or is what memory shows (person, clothing, place,
-time, weather). Marks and layouts have no words here.
+A caption is built in two steps. First `_decide` chooses which attributes are said: everything that neither a default,
+nor the global caption, nor an earlier shot would tell, and some of the rest. Then a template arranges the phrases. What
+is not said has its default (standing, neutral, medium, still, one person), or is what memory shows (person, clothing,
+place, time, weather). Marks and layouts have no words here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shotstream.storyworld.places import PLACES
 from shotstream.storyworld.spec import MOVING_ACTIONS, NOBODY, Change, ShotSpec
 
 MAX_PIECES = 58
-"""Words and punctuation of global caption, shot and steers together; the text encoder reads 64 pieces, two are marks."""
+"""Words and punctuation of global caption, shot and steers; the text encoder reads 64 pieces, two of them its own."""
 
 PLACE_PHRASES: dict[str, tuple[str, ...]] = {
     "city": ("in the city", "on a city street", "downtown", "in town"),
@@ -52,10 +52,22 @@ WEATHER_PHRASES: dict[str, tuple[str, ...]] = {
 }
 ACTION_FORMS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "standing": (("stands still", "standing still", "stand still"), ("stands", "standing", "stand")),
-    "walking": (("walks", "walking", "walk"), ("walks along", "walking along", "walk along"), ("strolls", "strolling", "stroll")),
-    "running": (("runs", "running", "run"), ("runs fast", "running fast", "run fast"), ("sprints", "sprinting", "sprint")),
+    "walking": (
+        ("walks", "walking", "walk"),
+        ("walks along", "walking along", "walk along"),
+        ("strolls", "strolling", "stroll"),
+    ),
+    "running": (
+        ("runs", "running", "run"),
+        ("runs fast", "running fast", "run fast"),
+        ("sprints", "sprinting", "sprint"),
+    ),
     "jumping": (("jumps", "jumping", "jump"), ("jumps up and down", "jumping up and down", "jump up and down")),
-    "waving": (("waves", "waving", "wave"), ("waves hello", "waving hello", "wave hello"), ("waves a hand", "waving a hand", "wave a hand")),
+    "waving": (
+        ("waves", "waving", "wave"),
+        ("waves hello", "waving hello", "wave hello"),
+        ("waves a hand", "waving a hand", "wave a hand"),
+    ),
     "dancing": (("dances", "dancing", "dance"),),
     "sitting": (("sits", "sitting", "sit down"), ("sits on the ground", "sitting on the ground", "sit on the ground")),
     "reading": (("reads a book", "reading a book", "read a book"), ("reads", "reading", "read")),
@@ -123,16 +135,33 @@ TEMPLATES: tuple[Template, ...] = (
     _template("now {framing}: {who} {does} {place} {tail}. {camera}", "framing", later=True),
     _template("cut to {framing} of {whom} {doing} {place} {tail}. {camera}", "framing", later=True),
     _template("cut to {whom} {doing} {place} {tail}. {framing}. {camera}", later=True),
-    _template("transition to {framing} of {scene} {time} {weather}. {who} {does}, {face}, {angle}. {camera}", "framing", "place", later=True),
-    _template("transition to {scene} {time} {weather}. {framing} of {whom} {doing}, {face}, {angle}. {camera}", "framing", "place", later=True),
+    _template(
+        "transition to {framing} of {scene} {time} {weather}. {who} {does}, {face}, {angle}. {camera}",
+        "framing",
+        "place",
+        later=True,
+    ),
+    _template(
+        "transition to {scene} {time} {weather}. {framing} of {whom} {doing}, {face}, {angle}. {camera}",
+        "framing",
+        "place",
+        later=True,
+    ),
     _template("now {who} {does} {place} {tail}. {framing}. {camera}", later=True),
     _template("then {who} {does} {place} {tail}. {framing}. {camera}", later=True),
     _template("we see {whom} {doing} {place} {tail}. {framing}. {camera}", heldout=True),
     _template("in {framing}, {who} {does} {place} {tail}. {camera}", "framing", heldout=True),
-    _template("{who}, {face}, {angle}, {does} {place} {time} {weather}. {framing}. {camera}", "name", "action", heldout=True),
+    _template(
+        "{who}, {face}, {angle}, {does} {place} {time} {weather}. {framing}. {camera}", "name", "action", heldout=True
+    ),
     _template("next, {who} {does} {place} {tail}. {framing}. {camera}", later=True, heldout=True),
     _template("switch to {framing} of {whom} {doing} {place} {tail}. {camera}", "framing", later=True, heldout=True),
-    _template("{framing} shows {scene} {time} {weather}, where {who} {does}, {face}, {angle}. {camera}", "framing", "place", heldout=True),
+    _template(
+        "{framing} shows {scene} {time} {weather}, where {who} {does}, {face}, {angle}. {camera}",
+        "framing",
+        "place",
+        heldout=True,
+    ),
 )
 BARE_TEMPLATES = (
     _template("transition to {framing} of {scene} {time} {weather}. {angle}. {camera}", later=True),
@@ -250,7 +279,8 @@ def _decide(rng: random.Random, specs: Sequence[ShotSpec], index: int, facts: _F
     wanted = {
         "character": not clear_who or maybe(0.45),
         "place": not (same_place or facts.place == spec.place) or maybe(0.4),
-        "time_of_day": (not revisited and not told_time and (spec.time_of_day != "day" or special_before)) or maybe(0.2),
+        "time_of_day": (not revisited and not told_time and (spec.time_of_day != "day" or special_before))
+        or maybe(0.2),
         "weather": outdoors
         and (steered_here or (not revisited and (spec.weather != "clear" or wet_before)) or maybe(0.15)),
         "action": spec.action != "standing" or maybe(0.4),
@@ -260,7 +290,8 @@ def _decide(rng: random.Random, specs: Sequence[ShotSpec], index: int, facts: _F
         or (maybe(0.12) and spec.action not in MOVING_ACTIONS and not _starts_moving(spec)),
         "angle": maybe(0.3),
         "second_character": spec.second_character != NOBODY,
-        "second_clothing": spec.second_character != NOBODY and (maybe(0.2) or (not second_dressed and rng.random() < 0.85)),
+        "second_clothing": spec.second_character != NOBODY
+        and (maybe(0.2) or (not second_dressed and rng.random() < 0.85)),
     }
     wanted["clothing"] = wanted["character"] and (maybe(0.15) or (not dressed and rng.random() < 0.88))
     return {attribute for attribute, say in wanted.items() if say}

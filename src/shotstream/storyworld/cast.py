@@ -1,7 +1,7 @@
 """The cast. A character is one entry: its colours, how its head and tail are drawn, and where its features sit.
 
-Heads are drawn around the origin in character units, facing right. The mark sits on the head of everyone; it is drawn in
-the colour of the story and no caption ever names it. To add a character, write a head function and add a `Character`.
+Heads are drawn around the origin in character units, facing right. The mark sits on the head of everyone; it is drawn
+in the colour of the story and no caption ever names it. To add a character, write a head function and add a `Character`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ BOBBLE_BOX = (-21.0, -48.0, 19.0, -13.5)
 
 def dome(canvas: skia.Canvas, ink: Ink, colour: Colour) -> None:
     """The robot's lamp."""
-    oval(canvas, 0, -25, 15.5, 17.5, ink.ball(colour, 0, -25, 16, 0.2))
-    oval(canvas, -5, -33, 4.0, 4.5, ink.glow(WHITE, 0.6))
+    oval(canvas, 0, -29, 16.5, 14.5, ink.ball(colour, 0, -29, 16, 0.2))
+    oval(canvas, -5, -36, 4.0, 4.0, ink.glow(WHITE, 0.6))
     box(canvas, -18, -21.5, 18, -15, ink.fill((84, 94, 110)), 3)
 
 
@@ -133,7 +133,7 @@ def bear_head(canvas: skia.Canvas, ink: Ink) -> None:
     oval(canvas, 4.5, 11.5, 14.5, 10.5, ink.ball((226, 186, 140), 4.5, 10, 13, 0.1))
 
 
-RABBIT = (232, 222, 228)
+RABBIT = (216, 204, 218)
 
 
 def rabbit_head(canvas: skia.Canvas, ink: Ink) -> None:
@@ -158,8 +158,8 @@ PENGUIN = (40, 48, 78)
 def penguin_head(canvas: skia.Canvas, ink: Ink) -> None:
     _head(canvas, ink, PENGUIN, 25.5, 23.5)
     for side in (-1, 1):
-        oval(canvas, 3 + side * 9, 0, 12.5, 14, ink.fill((248, 248, 252)))
-    oval(canvas, 3.5, 11, 16, 11, ink.fill((248, 248, 252)))
+        oval(canvas, 3 + side * 9, 0, 12.5, 14, ink.fill((218, 226, 242)))
+    oval(canvas, 3.5, 11, 16, 11, ink.fill((218, 226, 242)))
 
 
 def penguin_beak(canvas: skia.Canvas, ink: Ink) -> None:
@@ -259,7 +259,7 @@ CAST: dict[str, Character] = {
             legs=(60, 66, 96),
             draw_behind=_nothing,
             draw_head=penguin_head,
-            face=FacePlan(skin=(226, 228, 238), mouth_y=15.0, mouth=(176, 84, 24)),
+            face=FacePlan(skin=(190, 200, 224), mouth_y=15.0, mouth=(176, 84, 24)),
             draw_over=penguin_beak,
         ),
         Character(
@@ -292,7 +292,7 @@ CAST: dict[str, Character] = {
                 pupil=(20, 60, 110),
             ),
             draw_mark=dome,
-            mark_box=(-18.0, -42.5, 18.0, -15.0),
+            mark_box=(-18.0, -43.5, 18.0, -15.0),
         ),
         Character(
             name="girl",

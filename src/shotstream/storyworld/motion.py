@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-
 SIT_DROP = 15.0
 """How much lower the hips are when sitting."""
 

@@ -1,8 +1,8 @@
 """The places. A place is one entry: three painted layers (far, middle, near), the weathers it knows, its light.
 
-A layer is painted once per (place, layout, tint, time) into a picture that repeats every `PERIOD` units, and is scrolled
-and scaled by the camera. The layout moves the landmarks of the middle layer; the tint shifts the colours. In every layer
-y = 0 is the ground line under the feet, y grows downwards, and the horizon lies near `HORIZON`.
+A layer is painted once per (place, layout, tint, time) into a picture that repeats every `PERIOD` units, and is
+scrolled and scaled by the camera. The layout moves the landmarks of the middle layer; the tint shifts the colours. In
+every layer y = 0 is the ground line under the feet, y grows downwards, and the horizon lies near `HORIZON`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,14 @@ def strip(canvas: skia.Canvas, scene: Scene, colour: Colour, top: float = HORIZO
 def _house(canvas: skia.Canvas, scene: Scene, x: float, width: float, height: float, wall: Colour, roof: str) -> None:
     base = HORIZON + 2
     top = base - height
-    box(canvas, x - width / 2, top, x + width / 2, base, scene.ink.slope(lighter(wall, 0.12), darker(wall, 0.1), top, base))
+    box(
+        canvas,
+        x - width / 2,
+        top,
+        x + width / 2,
+        base,
+        scene.ink.slope(lighter(wall, 0.12), darker(wall, 0.1), top, base),
+    )
     if roof == "point":
         tip = [(x - width / 2 - 5, top), (x, top - width * 0.55), (x + width / 2 + 5, top)]
         polygon(canvas, tip, scene.ink.fill(darker(wall, 0.4)))
@@ -136,7 +143,12 @@ def city_middle(canvas: skia.Canvas, scene: Scene) -> None:
     other = scene.pick((238, 188, 120), (150, 176, 220), (206, 208, 140))
     strip(canvas, scene, (150, 148, 156))
     side = scene.mirrored
-    for x, width, height, wall in ((-285, 70, 80, other), (-205, 60, 100, walls), (215, 64, 86, walls), (290, 60, 110, other)):
+    for x, width, height, wall in (
+        (-285, 70, 80, other),
+        (-205, 60, 100, walls),
+        (215, 64, 86, walls),
+        (290, 60, 110, other),
+    ):
         _house(canvas, scene, x, width, height, wall, "flat")
     _house(canvas, scene, 92 * side, 58, 142, walls, "point" if scene.second else "dome")
     _house(canvas, scene, -96 * side, 96, 74 if scene.second else 60, other, "flat" if scene.second else "point")
@@ -163,7 +175,14 @@ def _tree(canvas: skia.Canvas, scene: Scene, x: float, size: float, leaf: Colour
             polygon(canvas, [(x - w, y), (x, y - 56 * size), (x + w, y)], scene.ink.fill(darker(leaf, 0.26 - 0.1 * i)))
     else:
         for dx, dy, r in ((-22, -64, 27), (22, -66, 27), (0, -90, 33)):
-            oval(canvas, x + dx * size, base + dy * size, r * size, r * size, scene.ink.ball(leaf, x + dx * size, base + dy * size, r * size))
+            oval(
+                canvas,
+                x + dx * size,
+                base + dy * size,
+                r * size,
+                r * size,
+                scene.ink.ball(leaf, x + dx * size, base + dy * size, r * size),
+            )
 
 
 def _leaf(scene: Scene) -> Colour:
@@ -198,7 +217,9 @@ def forest_near(canvas: skia.Canvas, scene: Scene) -> None:
 def beach_far(canvas: skia.Canvas, scene: Scene) -> None:
     sky(canvas, scene)
     sea = scene.pick((40, 140, 206), (34, 168, 172), (70, 110, 196))
-    box(canvas, -PERIOD, HORIZON - 26, 2 * PERIOD, BOTTOM + 40, scene.ink.slope(sea, lighter(sea, 0.3), HORIZON - 26, 0))
+    box(
+        canvas, -PERIOD, HORIZON - 26, 2 * PERIOD, BOTTOM + 40, scene.ink.slope(sea, lighter(sea, 0.3), HORIZON - 26, 0)
+    )
     if scene.second:
         x = 70 * scene.mirrored
         polygon(canvas, [(x - 26, -76), (x + 26, -76), (x + 17, -64), (x - 17, -64)], scene.ink.fill((150, 84, 60)))
@@ -251,9 +272,18 @@ def beach_near(canvas: skia.Canvas, scene: Scene) -> None:
 def snow_far(canvas: skia.Canvas, scene: Scene) -> None:
     sky(canvas, scene)
     rock = scene.pick((140, 160, 200), (186, 160, 196), (140, 186, 186))
-    for x, h in ((-240, 90), (-110 * scene.mirrored, 130), (60 * scene.mirrored, 100 if scene.second else 70), (205, 105)):
+    for x, h in (
+        (-240, 90),
+        (-110 * scene.mirrored, 130),
+        (60 * scene.mirrored, 100 if scene.second else 70),
+        (205, 105),
+    ):
         polygon(canvas, [(x - h, HORIZON), (x, HORIZON - h), (x + h, HORIZON)], scene.ink.fill(rock))
-        polygon(canvas, [(x - h * 0.4, HORIZON - h * 0.6), (x, HORIZON - h), (x + h * 0.4, HORIZON - h * 0.6)], scene.ink.fill((246, 250, 255)))
+        polygon(
+            canvas,
+            [(x - h * 0.4, HORIZON - h * 0.6), (x, HORIZON - h), (x + h * 0.4, HORIZON - h * 0.6)],
+            scene.ink.fill((246, 250, 255)),
+        )
 
 
 def snow_middle(canvas: skia.Canvas, scene: Scene) -> None:
@@ -264,7 +294,11 @@ def snow_middle(canvas: skia.Canvas, scene: Scene) -> None:
     x = 92 * scene.mirrored
     if scene.second:
         _house(canvas, scene, x, 84, 52, (150, 100, 70), "point")
-        polygon(canvas, [(x - 52, -94), (x, -146), (x + 52, -94), (x + 38, -94), (x, -132), (x - 38, -94)], scene.ink.fill(WHITE))
+        polygon(
+            canvas,
+            [(x - 52, -94), (x, -146), (x + 52, -94), (x + 38, -94), (x, -132), (x - 38, -94)],
+            scene.ink.fill(WHITE),
+        )
     else:
         for y, r in ((-56, 26), (-92, 19), (-121, 14)):
             oval(canvas, x, y, r, r, scene.ink.ball((244, 248, 255), x, y, r, 0.12))
@@ -292,10 +326,22 @@ def desert_far(canvas: skia.Canvas, scene: Scene) -> None:
     if scene.second:
         for x, h in ((-60 * scene.mirrored, 96), (60 * scene.mirrored, 62), (245, 66)):
             polygon(canvas, [(x - h, HORIZON), (x, HORIZON - h), (x + h, HORIZON)], scene.ink.fill(darker(sand, 0.12)))
-            polygon(canvas, [(x + h * 0.25, HORIZON), (x, HORIZON - h), (x + h, HORIZON)], scene.ink.fill(darker(sand, 0.28)))
+            polygon(
+                canvas,
+                [(x + h * 0.25, HORIZON), (x, HORIZON - h), (x + h, HORIZON)],
+                scene.ink.fill(darker(sand, 0.28)),
+            )
     else:
         for x, h in ((-90 * scene.mirrored, 100), (110 * scene.mirrored, 60), (262, 80)):
-            box(canvas, x - 52, HORIZON - h, x + 52, BOTTOM, scene.ink.slope(darker(sand, 0.12), darker(sand, 0.28), HORIZON - h, HORIZON), 12)
+            box(
+                canvas,
+                x - 52,
+                HORIZON - h,
+                x + 52,
+                BOTTOM,
+                scene.ink.slope(darker(sand, 0.12), darker(sand, 0.28), HORIZON - h, HORIZON),
+                12,
+            )
 
 
 def desert_middle(canvas: skia.Canvas, scene: Scene) -> None:
@@ -370,7 +416,10 @@ def _window(canvas: skia.Canvas, scene: Scene, x: float) -> None:
 
 
 def kitchen_near(canvas: skia.Canvas, scene: Scene) -> None:
-    light, dark = scene.pick((240, 232, 216), (236, 206, 176), (226, 220, 236)), scene.pick((176, 206, 190), (214, 150, 104), (180, 168, 208))
+    light, dark = (
+        scene.pick((240, 232, 216), (236, 206, 176), (226, 220, 236)),
+        scene.pick((176, 206, 190), (214, 150, 104), (180, 168, 208)),
+    )
     ground(canvas, scene, light, light, HORIZON + 22)
     for column in range(-8, 8):
         x = column * 40.0
@@ -409,7 +458,13 @@ def station_middle(canvas: skia.Canvas, scene: Scene) -> None:
     glow: Colour = {"day": (90, 220, 250), "sunset": (255, 150, 70), "night": (90, 120, 255)}[scene.time]
     box(canvas, -PERIOD, -172, 2 * PERIOD, -164, Ink().fill(glow))
     for i, x in enumerate(range(-300, 320, 75)):
-        lamp = (240, 90, 90) if (i + scene.layout) % 3 == 0 else (250, 210, 90) if (i + scene.layout) % 3 == 1 else (110, 220, 130)
+        lamp = (
+            (240, 90, 90)
+            if (i + scene.layout) % 3 == 0
+            else (250, 210, 90)
+            if (i + scene.layout) % 3 == 1
+            else (110, 220, 130)
+        )
         box(canvas, x, -62, x + 40, -48, scene.ink.fill(darker(hull, 0.35)), 3)
         oval(canvas, x + 10, -55, 4, 4, Ink().fill(lamp))
 
@@ -434,7 +489,10 @@ def stage_far(canvas: skia.Canvas, scene: Scene) -> None:
         oval(canvas, x, -120, 30, 30, plain.fill((255, 244, 190)))
     else:
         points = [
-            (x + (38 if i % 2 == 0 else 16) * math.sin(i * math.pi / 5), -120 - (38 if i % 2 == 0 else 16) * math.cos(i * math.pi / 5))
+            (
+                x + (38 if i % 2 == 0 else 16) * math.sin(i * math.pi / 5),
+                -120 - (38 if i % 2 == 0 else 16) * math.cos(i * math.pi / 5),
+            )
             for i in range(10)
         ]
         polygon(canvas, points, plain.fill((255, 214, 80)))
@@ -449,7 +507,14 @@ def stage_middle(canvas: skia.Canvas, scene: Scene) -> None:
     spans = [(-320, -196), (196, 320), tuple(sorted((104 * side, 200 * side)))]
     for x0, x1 in spans:
         for fold in range(int(x0), int(x1), 24):
-            box(canvas, fold, -200, fold + 24, HORIZON + 6, scene.ink.fill(cloth if (fold // 24) % 2 else darker(cloth, 0.22)))
+            box(
+                canvas,
+                fold,
+                -200,
+                fold + 24,
+                HORIZON + 6,
+                scene.ink.fill(cloth if (fold // 24) % 2 else darker(cloth, 0.22)),
+            )
     strip(canvas, scene, (150, 96, 60), HORIZON)
 
 
@@ -464,7 +529,9 @@ PLACES: dict[str, Place] = {
     place.name: place
     for place in (
         Place(name="city", weathers=("clear", "rain", "snow"), far=city_far, middle=city_middle, near=city_near),
-        Place(name="forest", weathers=("clear", "rain", "snow"), far=forest_far, middle=forest_middle, near=forest_near),
+        Place(
+            name="forest", weathers=("clear", "rain", "snow"), far=forest_far, middle=forest_middle, near=forest_near
+        ),
         Place(name="beach", weathers=("clear", "rain"), far=beach_far, middle=beach_middle, near=beach_near),
         Place(name="snow field", weathers=("clear", "snow"), far=snow_far, middle=snow_middle, near=snow_near),
         Place(name="desert", weathers=("clear", "rain"), far=desert_far, middle=desert_middle, near=desert_near),

@@ -272,7 +272,9 @@ def _painted(place: str, layout: int, tint: int, time: str, layer: int) -> Paint
     return Painted(image, TOP + top / density, TOP + solid / density)
 
 
-def _draw_cast(canvas: skia.Canvas, spec: ShotSpec, now: Moment, camera: Camera, view_width: float) -> list[tuple[Box, Box]]:
+def _draw_cast(
+    canvas: skia.Canvas, spec: ShotSpec, now: Moment, camera: Camera, view_width: float
+) -> list[tuple[Box, Box]]:
     canvas.save()
     canvas.translate(view_width / 2, BASE_HEIGHT / 2)
     canvas.scale(camera.scale, camera.scale)

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from shotstream.storyworld import captions
 from shotstream.storyworld.places import PLACES
@@ -33,7 +33,7 @@ from shotstream.storyworld.spec import (
 if TYPE_CHECKING:
     from shotstream.story import Story
 
-Split = Literal["train", "heldout"]
+SPLITS = ("train", "heldout")
 NUM_CHUNKS = 7
 MEMORY_SHOTS = 6
 """Shots further back than this may have left the memory."""
@@ -94,14 +94,14 @@ class _Setting:
     weather: str
 
 
-def sample_story(seed: int, num_shots: int | None = None, split: Split = "train") -> WorldStory:
+def sample_story(seed: int, num_shots: int | None = None, split: str = "train") -> WorldStory:
     """Draw a story. The same arguments give the same story, to the bit.
 
     Args: num_shots is 1..12, drawn if None; split "heldout" uses only held-out caption templates, and pairs that
     training never sees among others.  Raises: ValueError for an unknown split or a length below 1.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f'split must be "train" or "heldout", got {split!r}')
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     if num_shots is not None and num_shots < 1:
         raise ValueError(f"a story has at least 1 shot, got num_shots={num_shots}")
     rng = random.Random(f"storyworld {split} {seed}")
@@ -117,7 +117,7 @@ def sample_story(seed: int, num_shots: int | None = None, split: Split = "train"
 class _Draw:
     """Random choices that respect the split."""
 
-    def __init__(self, rng: random.Random, split: Split) -> None:
+    def __init__(self, rng: random.Random, split: str) -> None:
         self.rng = rng
         self.split = split
 

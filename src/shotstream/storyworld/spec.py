@@ -1,7 +1,7 @@
 """What a shot of the drawn world contains: the words for every attribute, and one frozen record per shot.
 
-A `ShotSpec` is everything the renderer needs and everything evaluation may score. Changes inside a shot (`Change`) begin
-at the first pixel frame of a chunk, `first_frame(chunk)`, so that labels are constant within a chunk.
+A `ShotSpec` is everything the renderer needs and everything evaluation may score. Changes inside a shot (`Change`)
+begin at the first pixel frame of a chunk, `first_frame(chunk)`, so that labels are constant within a chunk.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The cast. A character is one entry: its colours, how its head and tail are drawn, and where its features sit.
 
 Heads are drawn around the origin in character units, facing right. The mark sits on the head of everyone; it is drawn
-in the colour of the story and no caption ever names it. To add a character, write a head function and add a `Character`.
+in the colour of the story and no caption ever names it. To add a character, write a head function and a `Character`.
 """
 
 from __future__ import annotations

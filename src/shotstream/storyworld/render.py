@@ -27,8 +27,8 @@ FPS = 16
 EASE_FRAMES = 6
 BASE_HEIGHT = 192.0
 """Cameras are measured in pixels of a frame this high."""
-SCALES = {"wide": 0.86, "medium": 1.85, "close-up": 2.8}
-HEAD_ROOM = {"wide": -83.0, "medium": -72.0, "close-up": -84.0}
+SCALES = {"wide": 0.86, "medium": 1.85, "close-up": 2.6}
+HEAD_ROOM = {"wide": -83.0, "medium": -72.0, "close-up": -81.5}
 """Height of the camera's centre, in character units."""
 ROAM = {"wide": 112.0, "medium": 22.0, "close-up": 9.0}
 """How far a character may move from the middle before the camera follows."""

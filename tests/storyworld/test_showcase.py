@@ -1,0 +1,20 @@
+"""The sheet and the clip that show a story to a person."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("skia", reason="the drawn world needs skia-python: pip install shotstream[world]")
+
+import av
+from PIL import Image
+
+from shotstream.storyworld.showcase import main
+
+
+def test_world_writes_a_sheet_and_a_playable_clip(tmp_path, capsys):
+    main(["--seed", "5", "--shots", "1", "-o", str(tmp_path)])
+    sheet, clip = capsys.readouterr().out.split()
+    assert Image.open(sheet).size == (5 * 320, 192 + 46)
+    with av.open(clip) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 81

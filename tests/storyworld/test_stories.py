@@ -146,5 +146,6 @@ def test_wrong_values_are_named():
 def test_close_ups_hide_actions():
     spec = ShotSpec(character="fox", clothing="red", mark="jade", place="city", framing="close-up")
     assert not visible(spec, "action")
+    assert not visible(spec, "clothing")
     assert visible(spec, "mark")
     assert not visible(spec, "second_mark")

@@ -7,7 +7,7 @@ Some pairs and caption templates never occur in the "train" split (`held_out_pai
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -233,25 +233,23 @@ def _with_sources(specs: Sequence[ShotSpec]) -> list[ShotSpec]:
     done = []
     for index, spec in enumerate(specs):
         recent = range(max(0, index - MEMORY_SHOTS), index)
-        met = tuple(i for i in recent if spec.character in (specs[i].character, specs[i].second_character))
-        heard = tuple(
-            i
-            for i in recent
-            if spec.second_character != NOBODY
-            and spec.second_character in (specs[i].character, specs[i].second_character)
-        )
         visited = tuple(i for i in recent if specs[i].place == spec.place)
-        seen = tuple(i for i in visited if specs[i].framing != "close-up")
-        same_weather = tuple(i for i in visited if specs[i].weather == spec.weather)
         sources = {
-            **dict.fromkeys(("character", "clothing", "mark"), met),
-            **dict.fromkeys(("second_clothing", "second_mark"), heard),
-            **dict.fromkeys(("place", "tint", "time_of_day"), visited),
-            "layout": seen,
-            "weather": same_weather,
+            **dict.fromkeys(("character", "mark"), _meetings(specs, recent, spec.character)),
+            "clothing": _meetings(specs, recent, spec.character, whole=True),
+            "second_mark": _meetings(specs, recent, spec.second_character),
+            "second_clothing": _meetings(specs, recent, spec.second_character, whole=True),
+            **dict.fromkeys(("place", "tint", "time_of_day", "weather"), visited),
+            "layout": tuple(i for i in visited if specs[i].framing != "close-up"),
         }
         done.append(replace(spec, sources=tuple(sources.items())))
     return done
+
+
+def _meetings(specs: Sequence[ShotSpec], recent: Iterable[int], name: str, whole: bool = False) -> tuple[int, ...]:
+    """Shots that show this person; `whole` leaves out close-ups."""
+    met = (i for i in recent if name != NOBODY and name in (specs[i].character, specs[i].second_character))
+    return tuple(i for i in met if not (whole and specs[i].framing == "close-up"))
 
 
 def _remembering(spec: ShotSpec) -> ShotSpec:

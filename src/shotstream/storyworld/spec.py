@@ -49,6 +49,8 @@ CHANGEABLE = ("expression", "action", "weather")
 HIDDEN = ("mark", "layout", "tint", "second_mark")
 """Attributes no caption ever names: only memory can get them right."""
 
+HIDDEN_BY_CLOSE_UPS = ("clothing", "action", "layout")
+
 FIRST_CHUNK_FRAMES = 9
 CHUNK_FRAMES = 12
 
@@ -139,12 +141,12 @@ class ShotSpec:
 def visible(spec: ShotSpec, attribute: str, chunk: int = 0) -> bool:
     """Whether the frames of a chunk show the attribute, so that it is fair to score it.
 
-    Close-ups hide actions and the arrangement of a place; weather exists outdoors; camera motion cannot be told from
-    the camera following someone who moves, nor read from the first chunk.
+    Close-ups hide clothes, actions and the arrangement of a place; camera motion cannot be told from the camera
+    following someone who moves. A second person's clothes and mark are visible only where there is one.
     """
     values = spec.labels(chunk)
     framing = values["framing"]
-    if attribute in ("action", "layout"):
+    if attribute in HIDDEN_BY_CLOSE_UPS:
         return framing != "close-up"
     if attribute == "camera_motion":
         return values["action"] not in MOVING_ACTIONS and all(c.attribute != "action" for c in spec.steers)

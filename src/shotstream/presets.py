@@ -97,7 +97,15 @@ class Preset:
 STORYWORLD = Preset(
     name="storyworld",
     dit=DiTConfig(
-        dim=256, ffn_dim=1024, num_heads=2, num_layers=6, in_channels=32, out_channels=32, text_dim=384, text_len=64
+        dim=256,
+        ffn_dim=1024,
+        num_heads=2,
+        num_layers=6,
+        in_channels=32,
+        out_channels=32,
+        text_dim=384,
+        text_len=64,
+        prediction="clean",
     ),
     text=TextConfig(encoder="minilm", length=64, width=384),
     codec="tiny",

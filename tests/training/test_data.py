@@ -88,18 +88,17 @@ def test_later_shots_remember_by_the_rule_in_order(library: LatentLibrary):
         assert plan.shot == shot
 
 
-def test_random_memory_keeps_story_order_and_fills_with_empty_frames_in_front(library: LatentLibrary):
+def test_random_memory_keeps_story_order_and_repeats_what_is_too_little(library: LatentLibrary):
     sampler = Sampler(library, replace(PLAIN, first_shot=0.0, random_context=1.0))
     sizes = set()
     for sample in range(40):
         plan = sampler.plan(generator_at("random", sample))
-        rows = [r for r in plan.context if r != NO_FRAME]
-        assert plan.context[: 6 - len(rows)] == (NO_FRAME,) * (6 - len(rows))
-        assert rows
-        order = [(int(library.frame_table["shot"][r]), int(library.frame_table["pixel_frame"][r])) for r in rows]
-        assert order == sorted(set(order))
-        assert plan.shot == plan.context_shots[-1] + 1
-        sizes.add(len(rows))
+        assert NO_FRAME not in plan.context
+        table = library.frame_table
+        order = [(int(table["shot"][r]), int(table["pixel_frame"][r])) for r in plan.context]
+        assert order == sorted(order)
+        assert max(plan.context_shots) < plan.shot
+        sizes.add(len(set(plan.context)))
     assert len(sizes) > 3
 
 
@@ -139,5 +138,5 @@ def test_dropouts_happen_as_often_as_asked(library: LatentLibrary):
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path):
-    with pytest.raises(ValueError, match="recipes.latents"):
+    with pytest.raises(ValueError, match="no shards"):
         LatentLibrary(tmp_path)

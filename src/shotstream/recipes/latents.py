@@ -15,6 +15,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,8 +51,8 @@ class LatentsRecipe:
     extra_frames: int = 2
     """Frames per shot, anywhere in it, beyond those that memory asks for."""
     roundtrip_share: float = 0.5
-    clips: int = 1
-    """Whole clips per story."""
+    clips: float = 1.0
+    """Whole clips per story on average; 0.4 takes one of 40% of the stories."""
     height: int = 192
     width: int = 320
     text_length: int = 64
@@ -124,11 +125,11 @@ class ShardMaker:
         asked = frames_ever_asked_for(shot, num_shots, self.recipe.context_frames, SHOT_FRAMES)
         chosen = {p: bool(rng.random() < self.recipe.roundtrip_share) for p in asked}
         others = [0, *rng.choice(SHOT_FRAMES, self.recipe.extra_frames, replace=False).tolist()]
-        return sorted(({p: False for p in others} | chosen).items())
+        return sorted((dict.fromkeys(others, False) | chosen).items())
 
     def _add_clips(self, story: Any, seed: int, rows: _Rows, captions: Captions) -> None:
         rng = generator_at("clips", seed)
-        count = min(self.recipe.clips, len(story.shots))
+        count = min(int(self.recipe.clips + rng.random()), len(story.shots))
         for shot in sorted(rng.choice(len(story.shots), count, replace=False).tolist()):
             clip = storyworld.render_shot(
                 story.shots[shot], num_frames=SHOT_FRAMES, height=self.recipe.height, width=self.recipe.width
@@ -152,7 +153,7 @@ class ShardMaker:
 
     def _roundtrip(self, latents: NDArray[np.float16], wanted: Sequence[bool]) -> Iterator[NDArray[np.float16]]:
         chosen = torch.from_numpy(latents[np.array(wanted, dtype=bool)]).float()
-        for part in chosen.split(self.recipe.encode_batch):
+        for part in torch.split(chosen, self.recipe.encode_batch):
             with self._precision():
                 pixels = self.codec.decode(part[:, None].to(self.recipe.device))
                 yield from self._encode_frames(to_uint8(pixels)[:, 0].cpu().numpy())
@@ -162,7 +163,7 @@ class ShardMaker:
         state = self.codec.new_encoder_state()
         video = torch.from_numpy(pixels).to(self.recipe.device).movedim(-1, 1)[None]
         parts = []
-        for frames in video.split([9, *[12] * (CHUNKS - 1)], dim=1):
+        for frames in torch.split(video, [9, *[12] * (CHUNKS - 1)], dim=1):
             with self._precision():
                 parts.append(self.codec.encode_chunk(frames.float() / 255, state).float().cpu())
         return torch.cat(parts, dim=1)[0].numpy().astype(np.float16)
@@ -179,7 +180,7 @@ class ShardMaker:
     def _important_clip(self, clip: Any) -> NDArray[np.bool_]:
         """[F, h, w]: a latent frame stands for pixel frame 0, then for four each."""
         boxes = [[*faces, *marks] for faces, marks in zip(clip.face_boxes, clip.mark_boxes, strict=True)]
-        groups = [boxes[0], *(sum(boxes[start : start + 4], []) for start in range(1, len(boxes), 4))]
+        groups = [boxes[0], *([*chain(*boxes[start : start + 4])] for start in range(1, len(boxes), 4))]
         return np.stack([cells_under(group, self.latent_size, self.codec.spatial_stride) for group in groups])
 
     def _text_states(self, captions: Sequence[str]) -> torch.Tensor:
@@ -208,7 +209,7 @@ def cells_under(boxes: Sequence[Sequence[float]], size: tuple[int, int], stride:
 
 
 def make_shards(recipe: LatentsRecipe, shards: Sequence[int], *, until: float | None = None, threads: int = 1) -> int:
-    """Make the shards that are not there yet, in order, until the clock (time.monotonic) says `until`. Returns how many."""
+    """Make the missing shards in order, none begun after `until` (time.monotonic). Returns how many."""
     torch.set_num_threads(threads)
     codec = TinyCodec.load(recipe.codec).to(recipe.device)
     maker = ShardMaker(recipe, codec, MiniLMEncoder(length=recipe.text_length, device=recipe.device))
@@ -264,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--first-seed", type=int, default=0)
     flags.add_argument("--stories-per-shard", type=int, default=50)
     flags.add_argument("--split", choices=("train", "heldout"), default="train")
-    flags.add_argument("--clips", type=int, default=1, help="whole clips per story")
+    flags.add_argument("--clips", type=float, default=1.0, help="whole clips per story on average")
     flags.add_argument("--extra-frames", type=int, default=2, help="frames per shot beyond those memory asks for")
     flags.add_argument("--height", type=int, default=192)
     flags.add_argument("--width", type=int, default=320)

@@ -20,18 +20,6 @@ from shotstream.training.trainer import Outcome, Stage, Trainer, TrainerConfig, 
 
 log = logging.getLogger(__name__)
 
-STORYWORLD_DIT = DiTConfig(
-    dim=256,
-    ffn_dim=1024,
-    num_heads=2,
-    num_layers=6,
-    in_channels=32,
-    out_channels=32,
-    text_dim=384,
-    text_len=64,
-    prediction="clean",
-)
-
 
 def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentParser:
     """Flags of every stage. Anything else is changed in Python with `dataclasses.replace`."""

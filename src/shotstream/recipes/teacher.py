@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from shotstream.models.dit import DiTConfig
-from shotstream.recipes.runs import STORYWORLD_DIT, build_dit, parser, start, train, with_flags
+from shotstream.presets import STORYWORLD
+from shotstream.recipes.runs import build_dit, parser, start, train, with_flags
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
 from shotstream.training.distributed import World, joined
 from shotstream.training.teacher import FlowConfig, TeacherStage
@@ -34,7 +35,7 @@ class TeacherRecipe:
     sampler: SamplerConfig
     flow: FlowConfig
     trainer: TrainerConfig
-    dit: DiTConfig = STORYWORLD_DIT
+    dit: DiTConfig = STORYWORLD.dit
     init: str | None = None
     seed: int = 0
 

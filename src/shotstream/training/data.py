@@ -1,7 +1,7 @@
 """Training samples from latents that were encoded beforehand.
 
-A library is a folder of shards. A shard holds whole stories: single frames (the frames that any memory rule may ask for,
-some of them after a round trip through the codec, and a few others to learn from), a few full clips, and the token
+A library is a folder of shards. A shard holds whole stories: single frames (those that memory may ask for, some of
+them also after a round trip through the codec, and a few others to learn from), a few full clips, and the token
 states of every caption, each caption once. Arrays are memory-mapped; nothing is read before it is sampled.
 
 B samples, F target frames, K context frames, C latent channels, h w latent size, S captions, L text positions.
@@ -201,7 +201,7 @@ class SamplerConfig:
     drop_context: float = 0.1
     drop_text: float = 0.1
     random_context: float = 0.3
-    """Share whose remembered frames are a random choice, not the rule's: pins, removals and edits will look like that."""
+    """Share whose remembered frames are a random choice: pins, removals and edits look like that."""
     empty_context_captions: float = 0.1
     """Share of remembered frames without a caption, like a user's own picture."""
     context_noise: float = 0.1
@@ -293,8 +293,8 @@ class Sampler:
             captions = (NO_CAPTION,) * len(captions)
             context = [(row, i, NO_CAPTION) for row, i, _ in context]
         rows, shots, context_captions = zip(*context, strict=True)
-        # The engine numbers a shot after its last remembered frame.
-        return Plan(rows, shots, context_captions, target, captions, shots[-1] + 1)
+        opening = all(row == NO_FRAME for row in rows)
+        return Plan(rows, shots, context_captions, target, captions, 1 if opening else shot)
 
     def _lone_frames(self, rng: np.random.Generator) -> Plan:
         rows = tuple(int(r) for r in rng.choice(self._direct, self.config.singles))
@@ -320,21 +320,21 @@ class Sampler:
     def _context(self, rng: np.random.Generator, story: int, shot: int) -> list[tuple[int, int, int]]:
         """(row, shot, caption) per slot."""
         slots = self.config.context_frames
-        # As in serving, an empty slot is a zero latent of shot 0 that reads the new shot's own caption.
-        empty = (NO_FRAME, 0, int(self.library.frame_caption[self._stored(story, shot, 0)]))
         if shot == 0 or rng.random() < self.config.drop_context:
-            return [empty] * slots
+            # As in serving, an empty slot is a zero latent of shot 0 that reads the new shot's own caption.
+            return [(NO_FRAME, 0, int(self.library.frame_caption[self._stored(story, shot, 0)]))] * slots
         if rng.random() < self.config.random_context:
             wanted = self._random_choice(rng, story, shot)
         else:
-            wanted = context_rule(shot, slots, self.config.shot_frames)
+            wanted = list(context_rule(shot, slots, self.config.shot_frames))
         found = [(self._stored(story, i, p), i) for i, p in wanted]
         captions = [int(self.library.frame_caption[row]) for row, _ in found]
         captions = [NO_CAPTION if rng.random() < self.config.empty_context_captions else c for c in captions]
-        filled = [(row, i, caption) for (row, i), caption in zip(found, captions, strict=True)]
-        return [empty] * (slots - len(found)) + filled
+        chosen = [(row, i, caption) for (row, i), caption in zip(found, captions, strict=True)]
+        return [chosen[k * len(chosen) // slots] for k in range(slots)]
 
     def _random_choice(self, rng: np.random.Generator, story: int, shot: int) -> list[tuple[int, int]]:
+        """Any frames of earlier shots in story order; too few are repeated to fill the slots, as in serving."""
         known = sorted({(i, p) for i in range(shot) for p, _ in self._rows.get((story, i), {})})
         most = min(self.config.context_frames, len(known))
         count = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
@@ -378,7 +378,7 @@ class Sampler:
         latents, important = (torch.from_numpy(table[name].rows(rows)) for name in ("latent", "important"))
         if self.config.singles:
             shape = (len(plans), self.config.singles)
-            return latents.float().unflatten(0, shape), important.unflatten(0, shape)
+            return latents.float().view(*shape, *latents.shape[1:]), important.view(*shape, *important.shape[1:])
         frames = self.config.target_frames
         return latents[:, :frames].float(), important[:, :frames]
 

@@ -91,9 +91,8 @@ def average_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
     bucket = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(bucket)
     bucket /= world.size
-    torch._foreach_copy_(
-        gradients, [b.view_as(g) for b, g in zip(bucket.split([g.numel() for g in gradients]), gradients, strict=True)]
-    )
+    parts = torch.split(bucket, [g.numel() for g in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
 def average_numbers(values: dict[str, float], world: World, device: torch.device) -> dict[str, float]:

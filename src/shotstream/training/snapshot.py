@@ -1,7 +1,8 @@
 """Snapshots of a run: safetensors for tensors, JSON for the rest, written so that a half-written one is never read.
 
 A snapshot is a folder `step-00001200/` with `state.json` and one `rank-00000.safetensors` per process. A tensor split
-by FSDP2 is stored as each process's piece of its first axis and put together again when read, on any number of processes.
+by FSDP2 is stored as each process's piece of its first axis and put together again when read, by any number of
+processes.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class SnapshotReader:
         self.path = path
         self.world = world or World()
         self.state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        self._files = [safe_open(f, framework="pt") for f in sorted(path.glob("rank-*.safetensors"))]
-        self._names = [set(f.keys()) for f in self._files]
+        self._files: list[Any] = [safe_open(f, framework="pt") for f in sorted(path.glob("rank-*.safetensors"))]
+        self._names = [set[str](f.keys()) for f in self._files]
 
     def names(self, prefix: str) -> list[str]:
         """Names below a prefix, without it; of `own/` only those this process wrote."""
@@ -85,7 +86,8 @@ class SnapshotReader:
     def _own_names(self) -> set[str]:
         if self.state["processes"] != self.world.size:
             raise ValueError(
-                f"this stage keeps samples per process: resume on {self.state['processes']} processes, not {self.world.size}"
+                f"this stage carries samples of {self.state['processes']} processes: resume on as many, "
+                f"not on {self.world.size}"
             )
         return self._names[self.world.rank]
 

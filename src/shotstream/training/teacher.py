@@ -98,7 +98,7 @@ class TeacherStage:
         return SegmentAttention(sizes=(context, *(1,) * frames), tokens_per_frame=tokens, visible=visible)
 
     def positions(self, data: Batch) -> Tensor:
-        """Temporal positions [1, K + F]: context from 0, target from the context's capacity; singles all at its start."""
+        """Temporal positions [1, K + F]: context from 0, a clip from the capacity on, singles all at that place."""
         frames = data.target.shape[1]
         own = torch.zeros(frames) if self.sampler.config.singles else torch.arange(frames)
         positions = torch.cat([torch.arange(data.context.shape[1]), self.context_capacity + own])
@@ -136,7 +136,7 @@ def next_shot_output(
     """
     context = data.context.shape[1]
     timesteps = torch.cat([sigma.new_zeros(len(sigma), context), sigma * TIMESTEP_SCALE], dim=1)
-    output = model(
+    output: Tensor = model(
         torch.cat([data.context, noisy], dim=1),
         timesteps,
         positions_BF=positions.expand(len(noisy), -1),

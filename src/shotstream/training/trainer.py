@@ -247,7 +247,7 @@ class Trainer(Generic[BatchT]):
             batch = self.stage.batch(self.step, samples)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 loss, logs = self.stage.loss(batch, self.step)
-            (loss / len(self._own_share)).backward()
+            torch.autograd.backward(loss / len(self._own_share))
             for key, value in {"loss": loss, **logs}.items():
                 total[key] = total.get(key, torch.zeros((), device=self.device)) + value.detach() / len(self._own_share)
         return total

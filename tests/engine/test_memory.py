@@ -1,0 +1,84 @@
+"""Which frames are remembered, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from shotstream.engine.memory import ShotMemory, allocate_context, evenly_spaced
+
+FRAMES = 81
+
+
+def memory_of(num_shots: int, **options: object) -> ShotMemory:
+    memory = ShotMemory(6, **options)
+    for shot in range(num_shots):
+        pixels = np.zeros((FRAMES, 2, 2, 3), np.uint8)
+        pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = shot, np.arange(FRAMES)
+        memory.add_shot(pixels, [f"shot {shot}"] * FRAMES)
+    return memory
+
+
+@pytest.mark.parametrize(
+    ("num_shots", "expected"),
+    [
+        (1, [(0, 0), (0, 16), (0, 32), (0, 48), (0, 64), (0, 80)]),
+        (2, [(0, 0), (0, 40), (0, 80), (1, 0), (1, 40), (1, 80)]),
+        (3, [(0, 0), (0, 80), (1, 0), (1, 80), (2, 0), (2, 80)]),
+        (4, [(0, 0), (1, 0), (2, 0), (2, 80), (3, 0), (3, 80)]),
+        (5, [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 80)]),
+        (6, [(shot, 0) for shot in range(6)]),
+        (8, [(shot, 0) for shot in range(2, 8)]),
+    ],
+)
+def test_the_published_allotment(num_shots: int, expected: list[tuple[int, int]]) -> None:
+    chosen = memory_of(num_shots).choose("whatever")
+    assert [frame.id for frame in chosen] == expected
+    for frame in chosen:
+        assert tuple(frame.pixels[0, 0, :2]) == frame.id
+        assert frame.caption == f"shot {frame.id[0]}"
+
+
+def test_spacing_rounds_halves_to_even() -> None:
+    assert evenly_spaced(0, 95, 3) == (0, 48, 95)
+    assert evenly_spaced(96, 189, 3) == (96, 142, 189)
+
+
+def test_places_add_up_to_the_capacity() -> None:
+    for num_shots in range(1, 20):
+        assert sum(allocate_context(num_shots, 6)) == 6
+
+
+def test_beyond_the_capacity_the_newest_shot_and_the_best_matches_are_remembered() -> None:
+    def similarity(caption: str, others: Sequence[str]) -> list[float]:
+        return [1.0 if other in ("shot 0", "shot 3") else 0.0 for other in others]
+
+    chosen = memory_of(10, similarity=similarity).choose("back to the beginning")
+    # Ties go to the newest.
+    assert [frame.id[0] for frame in chosen] == [0, 3, 6, 7, 8, 9]
+    assert all(frame.reason == "matches" for frame in chosen)
+
+
+def test_pins_removals_and_pictures_act_at_the_next_choice() -> None:
+    memory = memory_of(2)
+    memory.pin((0, 16))
+    memory.remove((1, 40))
+    picture = memory.add_picture(np.full((2, 2, 3), 9, np.uint8), "a photo of my dog")
+    ids = [frame.id for frame in memory.choose("next")]
+    assert ids[0] == picture
+    assert (0, 16) in ids
+    assert (1, 40) not in ids
+    assert len(ids) <= 6
+    memory.remove((0, 16))
+    assert (0, 16) not in [frame.id for frame in memory.choose("next")]
+
+
+def test_unknown_frames_are_refused() -> None:
+    with pytest.raises(ValueError, match="not in memory"):
+        memory_of(1).pin((4, 0))
+
+
+def test_memory_of_a_long_story_keeps_few_frames_a_shot() -> None:
+    assert len(memory_of(30).frames()) <= 30 * 8

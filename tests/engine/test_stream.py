@@ -1,0 +1,200 @@
+"""What a stream promises to whoever directs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from shotstream.engine.noise import addressed_noise
+from shotstream.engine.stream import Chunk, Engine, Stream, TeacherEngine
+from shotstream.story import Steer
+
+
+def frames(chunks: Iterable[Chunk]) -> np.ndarray:
+    return np.concatenate([chunk.frames for chunk in chunks])
+
+
+def told(stream: Stream) -> list[Chunk]:
+    """A story of three shots with a steer."""
+    stream.cut("a fox on the beach", num_chunks=2)
+    chunks = list(stream)
+    stream.cut("he runs", num_chunks=3)
+    chunks += list(islice(stream, 1))
+    stream.steer("he looks surprised")
+    chunks += list(stream)
+    stream.cut("a wide shot of the city", num_chunks=1)
+    return chunks + list(stream)
+
+
+def test_chunks_have_nine_then_twelve_frames_of_the_presets_size(tiny_engine: Engine) -> None:
+    chunks = told(tiny_engine.stream())
+    height, width = tiny_engine.preset.height, tiny_engine.preset.width
+    for chunk in chunks:
+        assert chunk.frames.shape == (9 if chunk.index == 0 else 12, height, width, 3)
+        assert chunk.frames.dtype == np.uint8
+    assert [(chunk.shot, chunk.index) for chunk in chunks] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+def test_the_same_seed_and_instructions_give_the_same_bits(tiny_engine: Engine) -> None:
+    first, again, other = (told(tiny_engine.stream(seed=seed)) for seed in (7, 7, 8))
+    assert np.array_equal(frames(first), frames(again))
+    assert not np.array_equal(frames(first), frames(other))
+
+
+def test_streams_of_one_engine_do_not_touch_each_other(tiny_engine: Engine) -> None:
+    one, other = tiny_engine.stream(seed=1), tiny_engine.stream(seed=2)
+    one.cut("a fox on the beach", num_chunks=3)
+    other.cut("a bear in the city", num_chunks=3)
+    mixed = [chunk for pair in zip(one, other, strict=True) for chunk in pair][::2]
+    alone = tiny_engine.stream(seed=1)
+    alone.cut("a fox on the beach", num_chunks=3)
+    assert np.array_equal(frames(mixed), frames(alone))
+
+
+def test_instructions_take_effect_at_the_next_chunk_and_come_back(tiny_engine: Engine) -> None:
+    chunks = told(tiny_engine.stream())
+    applied = {(c.shot, c.index): [(a.kind, a.caption) for a in c.applied] for c in chunks if c.applied}
+    assert applied == {
+        (0, 0): [("cut", "a fox on the beach")],
+        (1, 0): [("cut", "he runs")],
+        (1, 1): [("steer", "he looks surprised")],
+        (2, 0): [("cut", "a wide shot of the city")],
+    }
+    assert "surprised" not in chunks[2].caption
+    assert all("surprised" in chunk.caption for chunk in chunks[3:5])
+
+
+def test_a_steer_changes_nothing_before_its_chunk(tiny_engine: Engine) -> None:
+    def run(steered: bool) -> list[Chunk]:
+        stream = tiny_engine.stream(seed=3)
+        stream.cut("a fox on the beach", num_chunks=4)
+        start = list(islice(stream, 2))
+        if steered:
+            stream.steer("he looks surprised")
+        return start + list(stream)
+
+    steered, plain = run(True), run(False)
+    assert np.array_equal(frames(steered[:2]), frames(plain[:2]))
+    assert not torch.equal(steered[2].latent, plain[2].latent)
+
+
+def test_steers_known_beforehand_equal_steers_given_live(tiny_engine: Engine) -> None:
+    live = tiny_engine.stream(seed=3)
+    live.cut("a fox on the beach", num_chunks=3)
+    chunks = list(islice(live, 1))
+    live.steer("he looks surprised")
+    chunks += list(live)
+    planned = tiny_engine.stream(seed=3)
+    planned.cut("a fox on the beach", num_chunks=3, steers=[Steer(chunk=1, caption="he looks surprised")])
+    assert np.array_equal(frames(chunks), frames(planned))
+
+
+def test_two_steers_before_one_boundary_merge_in_order_and_a_cut_supersedes_them(tiny_engine: Engine) -> None:
+    stream = tiny_engine.stream()
+    stream.cut("a fox on the beach")
+    next(stream)
+    stream.steer("he waves")
+    stream.steer("now he dances")
+    chunk = next(stream)
+    assert chunk.caption.index("he waves") < chunk.caption.index("now he dances")
+    stream.steer("he sleeps")
+    stream.cut("a bear in the city")
+    chunk = next(stream)
+    assert [a.kind for a in chunk.applied] == ["cut"]
+    assert "sleeps" not in chunk.caption
+
+
+def test_a_cut_inside_a_shot_remembers_only_frames_that_were_shown(tiny_engine: Engine) -> None:
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox on the beach", num_chunks=7)
+    shown = frames(islice(stream, 2))
+    stream.cut("he runs", num_chunks=1)
+    chunk = next(stream)
+    assert [frame.id for frame in chunk.context] == [(0, 0), (0, len(shown) - 1)]
+    assert np.array_equal(chunk.context[1].pixels, shown[-1])
+
+
+def test_what_is_remembered_changes_the_next_shot(tiny_engine: Engine) -> None:
+    def last_shot(first: str) -> torch.Tensor:
+        stream = tiny_engine.stream(seed=5)
+        stream.cut(first, num_chunks=1)
+        next(stream)
+        stream.cut("he runs", num_chunks=1)
+        return next(stream).latent
+
+    assert not torch.equal(last_shot("a fox on the beach"), last_shot("a bear in the city"))
+
+
+def test_a_finished_shot_pauses_and_goes_on_when_steered_or_extended(tiny_engine: Engine) -> None:
+    stream = tiny_engine.stream()
+    stream.cut("a fox on the beach", num_chunks=1)
+    assert len(list(stream)) == 1
+    assert list(stream) == []
+    stream.steer("he waves")
+    assert [chunk.index for chunk in stream] == [1, 2, 3]
+    stream.extend(2)
+    assert [chunk.index for chunk in stream] == [4, 5]
+
+
+def test_a_shot_longer_than_the_window_keeps_its_caches_small(tiny_engine: Engine) -> None:
+    stream = tiny_engine.stream()
+    size = stream._rollout.slab.keys.shape
+    stream.cut("a fox on the beach", num_chunks=9)
+    assert len(list(stream)) == 9
+    assert stream._rollout.slab.keys.shape == size
+
+
+@pytest.mark.parametrize("caption", ["", "   ", "word " * 40])
+def test_bad_instructions_are_refused_and_lose_nothing(tiny_engine: Engine, caption: str) -> None:
+    stream, twin = tiny_engine.stream(), tiny_engine.stream()
+    for s in (stream, twin):
+        s.cut("a fox on the beach", num_chunks=3)
+        next(s)
+    for instruct in (stream.cut, stream.steer):
+        with pytest.raises(ValueError, match=r"empty|tokens"):
+            instruct(caption)
+    assert np.array_equal(frames(stream), frames(twin))
+
+
+def test_steering_before_the_first_cut_is_refused(tiny_engine: Engine) -> None:
+    with pytest.raises(ValueError, match="cut to one first"):
+        tiny_engine.stream().steer("he waves")
+
+
+def test_another_take_differs_and_its_number_brings_it_back(tiny_engine: Engine) -> None:
+    def take(number: int) -> np.ndarray:
+        stream = tiny_engine.stream(seed=5)
+        stream.cut("a fox on the beach", num_chunks=2, take=number)
+        return frames(stream)
+
+    assert np.array_equal(take(1), take(1))
+    assert not np.array_equal(take(0), take(1))
+
+
+def test_the_teacher_streams_through_the_same_interface(tiny_engine: Engine) -> None:
+    engine = TeacherEngine(tiny_engine.preset, tiny_engine.model, tiny_engine.codec, tiny_engine.text, num_steps=2)
+    stream = engine.stream(seed=1)
+    for caption in ("a fox on the beach", "he runs"):
+        stream.cut(caption, num_chunks=2, steers=[Steer(chunk=1, caption="he waves")])
+        chunks = list(stream)
+        assert [chunk.index for chunk in chunks] == [0, 1]
+    assert len(chunks[0].context) == engine.preset.slab.context_frames
+    with pytest.raises(ValueError, match="with the cut"):
+        stream.steer("he waves")
+
+
+def test_noise_depends_on_its_address_alone() -> None:
+    def draw(**changed: int) -> torch.Tensor:
+        address = {"seed": 1, "shot": 2, "take": 0, "chunk": 3, "step": 1} | changed
+        return addressed_noise(**address, shape=(2, 3, 64))
+
+    assert torch.equal(draw(), draw())
+    draws = [draw(), *(draw(**{name: 9}) for name in ("seed", "shot", "take", "chunk", "step"))]
+    for i, one in enumerate(draws):
+        assert abs(one.mean()) < 0.2
+        assert abs(one.std() - 1) < 0.15
+        assert all(not torch.equal(one, other) for other in draws[:i])

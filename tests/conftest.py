@@ -19,8 +19,6 @@ from shotstream.models.text import TextConfig
 from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
 from shotstream.presets import STORYWORLD, Preset
 
-from shotstream.models.dit import DiT, DiTConfig
-
 TOLERANCE = 2e-5
 """Largest absolute float32 difference from the published implementation that counts as the same mathematics."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 
 import pytest
@@ -149,3 +152,21 @@ def test_close_ups_hide_actions():
     assert not visible(spec, "clothing")
     assert visible(spec, "mark")
     assert not visible(spec, "second_mark")
+
+
+def test_another_process_draws_the_same_story_and_pixels():
+    code = (
+        "import hashlib; from shotstream.storyworld import render_frame, sample_story; s = sample_story(4);"
+        "print(hashlib.sha256(repr(s.to_story()).encode() + render_frame(s.shots[0], 9).pixels.tobytes()).hexdigest())"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1]

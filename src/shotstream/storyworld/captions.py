@@ -218,6 +218,10 @@ class _Facts:
     place: str = ""
     place_time: bool = False
 
+    def by_attribute(self) -> dict[str, frozenset[str]]:
+        """Whose character, whose clothing was told."""
+        return {"character": self.people, "clothing": self.clothed}
+
 
 def write_story(rng: random.Random, specs: Sequence[ShotSpec], heldout: bool) -> tuple[str, list[ShotSpec]]:
     """A global caption (empty for half of the stories), and the specs with captions, `stated` and `known` filled in.
@@ -248,7 +252,8 @@ def _write_shot(
     defaults = {"action", "expression", "framing", "camera_motion", "time_of_day", "weather", "second_character"}
     if spec.second_character == NOBODY:
         defaults |= {"second_clothing", "second_mark"}
-    told = {"character": spec.character in facts.people, "clothing": spec.character in facts.clothed}
+    resolved = "character" in stated or len(facts.people) == 1  # "him" may be either of two people
+    told = {name: resolved and spec.character in group for name, group in facts.by_attribute().items()}
     told["place"] = facts.place == spec.place
     known = stated | defaults | {name for name, is_told in told.items() if is_told}
     said = stated | {name for name, is_told in told.items() if is_told}

@@ -375,10 +375,6 @@ def _wall(canvas: skia.Canvas, scene: Scene, top: Colour, bottom: Colour) -> Non
     box(canvas, -PERIOD, TOP - 40, 2 * PERIOD, BOTTOM + 40, scene.ink.slope(top, bottom, -190, HORIZON))
 
 
-def _nothing(canvas: skia.Canvas, scene: Scene) -> None:
-    return
-
-
 def kitchen_far(canvas: skia.Canvas, scene: Scene) -> None:
     wall = scene.pick((168, 218, 190), (250, 214, 132), (206, 178, 226))
     _wall(canvas, scene, lighter(wall, 0.1), wall)

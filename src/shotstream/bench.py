@@ -41,7 +41,6 @@ class BenchResult:
     """One measurement. Times are wall clock; latencies end when the frames lie decoded in memory as uint8."""
 
     preset: str
-    model: str
     device: str
     end_to_end_fps: float
     """uint8 frames over wall clock at full window: full memory, and a shot that has filled its own window."""
@@ -147,7 +146,7 @@ def busy_warning() -> str | None:
 
 def table(result: BenchResult) -> Table:
     """Return the result as a table for people."""
-    rows = Table(title=f"shotstream bench: {result.preset} {result.model}", show_header=False)
+    rows = Table(title=f"shotstream bench: {result.preset}", show_header=False)
     rows.add_row("end to end, full window", f"{result.end_to_end_fps:.1f} frames/s")
     rows.add_row("whole session with cuts", f"{result.session_fps:.1f} frames/s")
     p50, p95 = result.first_frame_after_cut_ms_p50, result.first_frame_after_cut_ms_p95
@@ -280,7 +279,6 @@ def _result(engine: Engine, log: _Log, seconds: float, load: float, *, rss_growt
     cuda = device.type == "cuda"
     return BenchResult(
         preset=preset.name,
-        model=type(engine).__name__,
         device=str(device),
         end_to_end_fps=log.full_frames / log.full_seconds,
         session_fps=log.num_frames / seconds,

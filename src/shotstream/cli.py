@@ -86,7 +86,9 @@ def _add_generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--chunks", type=int, help=f"length of every shot (a full shot has {CHUNKS_PER_SHOT} chunks)")
     parser.add_argument("--seed", type=int, help="default: the story's, else 0")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet, one row per shot")
-    _add_model_options(parser)
+    parser.add_argument("--model", choices=("student", "teacher"), default="student")
+    parser.add_argument("--steps", type=int, help="denoising steps of the teacher; default: the preset's")
+    _add_preset_options(parser)
 
 
 def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -94,7 +96,8 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.set_defaults(verb=_bench)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure (default 60)")
     parser.add_argument("--seed", type=int, default=0)
-    _add_model_options(parser)
+    parser.set_defaults(model="student", steps=None)  # the teacher is not live
+    _add_preset_options(parser)
 
 
 def _add_weights(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -115,10 +118,8 @@ def _add_dispatch(
     parser.set_defaults(verb=verb, passes_arguments=True)
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
+def _add_preset_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="storyworld", help="storyworld (default) or wan-1.3b")
-    parser.add_argument("--model", choices=("student", "teacher"), default="student")
-    parser.add_argument("--steps", type=int, help="denoising steps (teacher only; default: the preset's)")
     parser.add_argument("--weights", type=Path, help="a folder with the preset's files, or a file for the model alone")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
 
@@ -134,7 +135,7 @@ def _generate(options: argparse.Namespace, _: list[str]) -> None:
 
     for story, output, sheet in zip(stories, outputs, sheets, strict=True):
         report = generate(engine, story, output, seed=story.seed or 0, sheet=sheet, console=console)
-        console.print(describe(report, engine.preset.fps), highlight=False)
+        console.print(describe(report, engine.preset.fps), highlight=False, soft_wrap=True)
         print(output)
 
 
@@ -146,7 +147,7 @@ def _bench(options: argparse.Namespace, _: list[str]) -> None:
 
     warning = bench.busy_warning()
     if warning:
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
     result = bench.measure(_load_engine(options), seconds=options.seconds, seed=options.seed)
     Console().print(bench.table(result))
     print(result.to_json())

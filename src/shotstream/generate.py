@@ -56,7 +56,7 @@ def generate(
         check_writable(sheet, suffixes=(".png",))
     check_captions(engine, story)
     for unknown in unknown_words(story, engine.preset, engine.text):
-        console.print(f"[yellow]notice:[/] {unknown}", highlight=False)
+        console.print(f"[yellow]notice:[/] {unknown}", highlight=False, soft_wrap=True)
     rows: list[ShotSampler] = []
     with writer, _FilmProgress(story, console) as progress:
         stream = engine.stream(seed=seed, global_caption=story.global_caption)

@@ -6,12 +6,14 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from shotstream import bench, cli
 from shotstream.engine import loading
 from shotstream.engine.stream import Engine
+from shotstream.presets import STORYWORLD, find_local_weights
 
 
 def test_the_last_line_is_one_json_object(
@@ -46,6 +48,19 @@ def test_generate_and_bench_never_import_the_renderer() -> None:
         "import shotstream.models.tiny_codec\n"
         "found = [name for name in sys.modules if name == 'skia' or name.startswith('shotstream.storyworld')]\n"
         "sys.exit(', '.join(found) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["generate", "--shot", "a fox", "--chunks", "1", "-o"], ["bench", "--seconds"]])
+def test_the_shipped_model_runs_where_the_renderer_is_missing(arguments: list[str], tmp_path: Path) -> None:
+    if find_local_weights(STORYWORLD, "student") is None or find_local_weights(STORYWORLD, "codec") is None:
+        pytest.skip("the storyworld weights are not in the package")
+    last = "1" if arguments[0] == "bench" else str(tmp_path / "a.mp4")
+    code = (
+        "import sys; sys.modules.update({'skia': None, 'shotstream.storyworld': None})\n"
+        f"from shotstream import cli; sys.exit(cli.main({[*arguments, last]!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

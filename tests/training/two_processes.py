@@ -37,7 +37,7 @@ def run(out: str) -> None:
         torch.manual_seed(0)
         library = LatentLibrary(data, text_length=TEXT_LENGTH)
         stage = TeacherStage(DiT(TINY).init_for_training(), Sampler(library, SamplerConfig(singles=2)), FlowConfig())
-        optimisers = {"model": OptimiserConfig(learning_rate=1e-2, warmup_steps=0)}
+        optimisers = {"model": OptimiserConfig(learning_rate=1e-3, warmup_steps=0)}
         config = TrainerConfig(out=out, steps=6, batch_size=4, precision="float32", device="cpu", optimisers=optimisers)
         trainer = Trainer(stage, config, world)
         trainer.run()

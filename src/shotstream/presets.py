@@ -105,6 +105,7 @@ STORYWORLD = Preset(
         out_channels=32,
         text_dim=384,
         text_len=64,
+        gelu="none",
         prediction="clean",
     ),
     text=TextConfig(encoder="minilm", length=64, width=384),

@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from shotstream.models.rope import rotary_table, rotate, split_pairs
+from shotstream.models.rope import rotary_table, rotate, rotate_complex, rotate_plain, split_pairs
 
 THETA = 1 / 6
 
@@ -96,3 +96,11 @@ def test_bfloat16_is_turned_in_float32() -> None:
     table = rotary_table(torch.tensor([[60]]), torch.tensor([[9]]), head_dim=16, height=1, width=1, theta=THETA)
     x = torch.randn(1, 1, 1, 16).bfloat16()
     assert torch.equal(rotate(x, table), rotate(x.float(), table).bfloat16())
+
+
+def test_the_complex_product_equals_the_plain_rotation() -> None:
+    x = torch.randn(2, 6, 2, 12)
+    table = rotary_table(
+        torch.arange(2.0)[None], torch.tensor([[0.0, 3.0]]), head_dim=12, height=1, width=3, theta=1 / 6
+    )
+    torch.testing.assert_close(rotate_complex(x, table), rotate_plain(x, table), atol=1e-6, rtol=0)

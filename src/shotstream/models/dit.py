@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,8 @@ class DiTConfig:
     eps: float = 1e-6
     theta: float = 1 / 6
     """Phase of the shot indicator, radians per shot."""
+    gelu: Literal["tanh", "none"] = "tanh"
+    """Approximation of the FFN's activation. Wan has "tanh"; "none" (erf) takes a fifth of the time on a CPU in bf16."""
     prediction: Prediction = "flow"
     """What the output means: the velocity, or the clean latent."""
 
@@ -152,7 +154,9 @@ class Block(nn.Module):
         self.cross_attn = Attention(config)
         self.norm3 = nn.LayerNorm(config.dim, eps=config.eps)
         self.ffn = nn.Sequential(
-            nn.Linear(config.dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, config.dim)
+            nn.Linear(config.dim, config.ffn_dim),
+            nn.GELU(approximate=config.gelu),
+            nn.Linear(config.ffn_dim, config.dim),
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / math.sqrt(config.dim))
 
@@ -194,7 +198,7 @@ class Block(nn.Module):
         return m[:, :, :, None].unbind(2)
 
     def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return F.layer_norm(x, (x.shape[-1],), eps=self.eps) * (1 + scale) + shift
+        return torch.addcmul(shift, F.layer_norm(x, (x.shape[-1],), eps=self.eps), 1 + scale)
 
     def _qkv(self, h_BFPE: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         h_BLE = h_BFPE.flatten(1, 2)

@@ -1,8 +1,8 @@
 """Rotary positions in time, height and width, with the shot indicator.
 
 Head channels are D / 2 interleaved pairs (channel 2k real, 2k + 1 imaginary), split into time, height and width. The
-angle of a temporal pair is `position * frequency + shot_id * theta`: the indicator is one constant phase on all temporal
-pairs, so two tokens see each other's distance in time and, apart from it, how many cuts lie between them.
+angle of a temporal pair is `position * frequency + shot_id * theta`: the indicator is one constant phase on all of
+them, so two tokens see each other's distance in time and, apart from it, how many cuts lie between them.
 ShotStream (arXiv 2603.25746, "RoPE discontinuity indicator"); frequencies as Wan2.1. The plain form is real-valued.
 
 B batch, F latent frames, P tokens a frame, L = F * P tokens, N heads, D head width.

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from shotstream.models.text import MINILM_PACKAGE, MiniLMEncoder
-from shotstream.presets import STORYWORLD
+from shotstream.models.vocabulary import VOCABULARY_FILE, Vocabulary, find_unknown_words
+from shotstream.presets import PACKAGE_WEIGHTS, STORYWORLD
 from shotstream.story import Story, read_reference_csv, read_story
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -22,9 +23,12 @@ def encoder() -> MiniLMEncoder:
     return MiniLMEncoder()
 
 
+def _captions(story: Story) -> list[str]:
+    return [story.caption_at(index, shot.num_chunks) for index, shot in enumerate(story.shots)]
+
+
 def _longest(story: Story, encoder: MiniLMEncoder) -> int:
-    captions = [story.caption_at(index, shot.num_chunks) for index, shot in enumerate(story.shots)]
-    return max(encoder.count_tokens(caption) for caption in captions)
+    return max(encoder.count_tokens(caption) for caption in _captions(story))
 
 
 def test_there_are_examples() -> None:
@@ -34,6 +38,12 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("path", STORY_FILES, ids=lambda path: path.stem)
 def test_an_example_fits_the_shipped_model(path: Path, encoder: MiniLMEncoder) -> None:
     assert _longest(read_story(path), encoder) <= STORYWORLD.text.length
+
+
+@pytest.mark.parametrize("path", STORY_FILES, ids=lambda path: path.stem)
+def test_an_example_asks_only_for_what_can_be_drawn(path: Path, encoder: MiniLMEncoder) -> None:
+    vocabulary = Vocabulary.read(PACKAGE_WEIGHTS / STORYWORLD.name / VOCABULARY_FILE)
+    assert find_unknown_words(" ".join(_captions(read_story(path))), vocabulary, encoder.embed) == []
 
 
 def test_the_table_of_stories_fits_the_shipped_model(encoder: MiniLMEncoder) -> None:

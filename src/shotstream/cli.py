@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.logging import RichHandler
 
 from shotstream.story import CHUNKS_PER_SHOT, Shot, Steer, Story, read_reference_csv, read_story
 
@@ -37,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = _parser().parse_known_args(arguments)
     if rest and not options.passes_arguments:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         verb: Callable[[argparse.Namespace, list[str]], None] = options.verb
         verb(options, rest)

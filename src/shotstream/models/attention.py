@@ -31,9 +31,10 @@ def attend_fused(q_BNLD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:
 
 
 def attend(q_BNLD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:
-    """Attention by whichever twin measured faster on this device: fused on accelerators, plain on CPUs."""
-    if q_BNLD.device.type == "cpu":
-        return attend_plain(q_BNLD, k_BNSD, v_BNSD)
+    """Attention by the twin that measured faster: the fused one, in bfloat16 on CPUs as well as on accelerators.
+
+    In float32 on a CPU the two are about even.
+    """
     return attend_fused(q_BNLD, k_BNSD, v_BNSD)
 
 

@@ -46,6 +46,7 @@ def write_library(folder: Path, *, stories: int = 24, shots: int = 3, per_shard:
 def _write_shard(path: Path, stories: range, shots: int, seed: int) -> None:
     frames: dict[str, list] = {}
     clips: dict[str, list] = {}
+    shot_rows: dict[str, list] = {}
     captions = Captions()
     for story in stories:
         rng = np.random.default_rng((seed, story))
@@ -60,16 +61,18 @@ def _write_shard(path: Path, stories: range, shots: int, seed: int) -> None:
                 _add(frames, row)
                 assert chunk_of_pixel(p) < 7
             row = {"story": story, "shot": shot, "caption": np.full(7, caption)}
+            _add(shot_rows, row)
             row |= {"important": np.zeros((LATENTS, HEIGHT, WIDTH), bool)}
             row |= {"latent": np.stack([latent(colour, mark, f / LATENTS, rng) for f in range(LATENTS)])}
             assert chunk_of_latent(LATENTS - 1) == 6
             _add(clips, row)
-    tables = [{name: np.stack(column) for name, column in table.items()} for table in (frames, clips)]
+    tables = [{name: np.stack(column) for name, column in table.items()} for table in (frames, clips, shot_rows)]
     labels = [{"story": story} for story in stories]
     write_shard(
         path,
         frames=tables[0],
         clips=tables[1],
+        shots=tables[2],
         captions=captions.texts,
         text_states=states(captions.texts),
         stories=labels,

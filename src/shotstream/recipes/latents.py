@@ -3,7 +3,7 @@
     python -m shotstream.recipes.latents --codec codec.safetensors --out latents --stories 8000 --workers 2
 
 Per story: of every shot the frames that the memory rule may ask for (half of them also after a round trip through the
-codec, which is what a live stream remembers) and a few others; of some shots the whole clip. Shards appear one by one
+codec, which is what a live stream remembers) and a few others; of some shots the whole clip; of all the captions. Shards appear one by one
 and finished ones are kept, so the command can be stopped and repeated, and training can begin on the first of them.
 """
 
@@ -87,10 +87,11 @@ class ShardMaker:
     def make(self, shard: int) -> None:
         """Write shard number `shard`."""
         recipe = self.recipe
-        frames, clips, captions, labels = _Rows(), _Rows(), Captions(), []
+        frames, clips, shots, captions, labels = _Rows(), _Rows(), _Rows(), Captions(), []
         first = recipe.first_seed + shard * recipe.stories_per_shard
         for seed in range(first, min(first + recipe.stories_per_shard, recipe.first_seed + recipe.stories)):
             story = storyworld.sample_story(seed, split=recipe.split)
+            self._add_shots(story, seed, shots, captions)
             self._add_frames(story, seed, frames, captions)
             self._add_clips(story, seed, clips, captions)
             labels.append({"story": seed, "shots": [spec.labels(0) for spec in story.shots]})
@@ -98,10 +99,16 @@ class ShardMaker:
             Path(recipe.out) / f"shard-{shard:05d}",
             frames={name: np.stack(column) for name, column in frames.columns.items()},
             clips={name: np.stack(column) for name, column in clips.columns.items()} or self._no_clips(),
+            shots={name: np.stack(column) for name, column in shots.columns.items()},
             captions=captions.texts,
             text_states=self._text_states(captions.texts),
             stories=labels,
         )
+
+    def _add_shots(self, story: Any, seed: int, rows: _Rows, captions: Captions) -> None:
+        for shot in range(len(story.shots)):
+            ids = np.array([captions.id_of(story.captions(shot, chunk)) for chunk in range(CHUNKS)], np.int32)
+            rows.add(story=np.int32(seed), shot=np.int16(shot), caption=ids)
 
     def _add_frames(self, story: Any, seed: int, rows: _Rows, captions: Captions) -> None:
         rng = generator_at("latents", seed)

@@ -1,8 +1,8 @@
 """Training samples from latents that were encoded beforehand.
 
 A library is a folder of shards. A shard holds whole stories: single frames (those that memory may ask for, some of
-them also after a round trip through the codec, and a few others to learn from), a few full clips, and the token
-states of every caption, each caption once. Arrays are memory-mapped; nothing is read before it is sampled.
+them also after a round trip through the codec, and a few others to learn from), a few full clips, and the captions
+of every shot, chunk by chunk, and the token states of every caption, each caption once. Arrays are memory-mapped; nothing is read before it is sampled.
 
 B samples, F target frames, K context frames, C latent channels, h w latent size, S captions, L text positions.
 """
@@ -29,6 +29,7 @@ Array = NDArray[np.generic]
 
 FRAME_FIELDS = ("story", "shot", "pixel_frame", "roundtrip", "caption", "important", "latent")
 CLIP_FIELDS = ("story", "shot", "caption", "important", "latent")
+SHOT_FIELDS = ("story", "shot", "caption")
 NO_CAPTION = -1
 NO_FRAME = -1
 
@@ -76,21 +77,25 @@ def write_shard(
     *,
     frames: Mapping[str, Array],
     clips: Mapping[str, Array],
+    shots: Mapping[str, Array],
     captions: Sequence[str],
     text_states: Tensor,
     stories: Iterable[Mapping[str, object]],
 ) -> None:
     """Write one shard; it appears under its name only when complete.
 
-    Args: frames and clips by field (FRAME_FIELDS, CLIP_FIELDS), row per frame or clip; text_states [S, L, D] with zeros
+    Args: frames, clips and shots by field (FRAME_FIELDS and so on), a row for each; text_states [S, L, D] with zeros
         beyond each caption's end, stored without them; stories anything JSON worth keeping (labels).
     """
     partial = path.with_name(f".partial-{path.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for table, fields, columns in (("frame", FRAME_FIELDS, frames), ("clip", CLIP_FIELDS, clips)):
-        for name in fields:
-            np.save(partial / f"{table}_{name}.npy", columns[name])
+    for name in FRAME_FIELDS:
+        np.save(partial / f"frame_{name}.npy", frames[name])
+    for name in CLIP_FIELDS:
+        np.save(partial / f"clip_{name}.npy", clips[name])
+    for name in SHOT_FIELDS:
+        np.save(partial / f"shot_{name}.npy", shots[name])
     lengths = [int(states.abs().sum(-1).gt(0).nonzero().max()) + 1 for states in text_states]
     ragged = torch.cat([states[:n] for states, n in zip(text_states, lengths, strict=True)])
     np.save(partial / "text_states.npy", ragged.half().numpy())
@@ -122,7 +127,7 @@ class _Column:
 
 
 class LatentLibrary:
-    """All shards of a folder as two tables, `frame` and `clip`, and one list of captions."""
+    """All shards of a folder as three tables, `frame`, `clip` and `shot`, and one list of captions."""
 
     def __init__(self, folder: Path | str, *, text_length: int = 64, max_shards: int | None = None) -> None:
         """Raises ValueError if the folder holds no complete shard."""
@@ -147,8 +152,10 @@ class LatentLibrary:
         offsets = np.concatenate([[0], np.cumsum(caption_counts)[:-1]])
         self.frame_caption = _shifted(self.frame["caption"], offsets)
         self.clip_caption = _shifted(self.clip["caption"], offsets)
+        self.shot_caption = _shifted(_column(shards, "shot_caption"), offsets)
         self.frame_table = {name: self.frame[name].whole() for name in ("story", "shot", "pixel_frame", "roundtrip")}
         self.clip_table = {name: self.clip[name].whole() for name in ("story", "shot")}
+        self.shot_table = {name: _column(shards, f"shot_{name}").whole() for name in ("story", "shot")}
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -194,6 +201,8 @@ class SamplerConfig:
     """Leading latent frames of a clip; ignored for singles."""
     singles: int = 0
     """If positive, this many independent single frames of the target shot instead of a clip."""
+    captions_only: bool = False
+    """Targets are zeros: only context and captions of a shot are wanted (distillation), so any shot will do."""
     shot_frames: int = 81
     """Pixel frames of a shot, which the memory rule spaces over."""
     first_shot: float = 0.2
@@ -220,7 +229,7 @@ class Plan(NamedTuple):
     context_shots: tuple[int, ...]
     context_captions: tuple[int, ...]
     target: tuple[int, ...]
-    """Frame rows of singles, or one clip row."""
+    """Frame rows of singles, one clip row, or nothing."""
     target_captions: tuple[int, ...]
     shot: int
     """Shot indicator of the target frames."""
@@ -264,9 +273,10 @@ class Sampler:
         ):
             self._rows.setdefault(key[:2], {})[key[2:]] = row
         self._direct = np.flatnonzero(~table["roundtrip"].astype(bool))
-        singles = np.array(sorted(self._rows), dtype=np.int64)
-        clips = np.stack([self.library.clip_table["story"], self.library.clip_table["shot"]], axis=1)
-        self._targets = singles if self.config.singles else clips.astype(np.int64)
+        any_shot = self.config.singles or self.config.captions_only
+        source = self.library.shot_table if any_shot else self.library.clip_table
+        self._targets = np.stack([source["story"], source["shot"]], axis=1).astype(np.int64)
+        self._captions = self.library.shot_caption if any_shot else self.library.clip_caption
         if not len(self._targets):
             raise ValueError("the library has no clips: encode with --clips 1 or more")
         self._opening = np.flatnonzero(self._targets[:, 1] == 0)
@@ -311,8 +321,9 @@ class Sampler:
         self, rng: np.random.Generator, which: int, story: int, shot: int
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if not self.config.singles:
-            captions = self.library.clip_caption[which]
-            return (which,), tuple(int(captions[chunk_of_latent(f)]) for f in range(self.config.target_frames))
+            frames = range(self.config.target_frames)
+            captions = tuple(int(self._captions[which][chunk_of_latent(f)]) for f in frames)
+            return () if self.config.captions_only else (which,), captions
         rows = [row for (_, roundtrip), row in self._rows[story, shot].items() if not roundtrip]
         chosen = rng.choice(rows, self.config.singles, replace=len(rows) < self.config.singles)
         return tuple(int(r) for r in chosen), tuple(int(self.library.frame_caption[r]) for r in chosen)
@@ -373,6 +384,9 @@ class Sampler:
 
     def _target_latents(self, plans: Sequence[Plan]) -> tuple[Tensor, Tensor]:
         """[B, F, C, h, w] latents and [B, F, h, w] marks of what matters most."""
+        if self.config.captions_only:
+            zeros = torch.zeros(len(plans), self.config.target_frames, *self.library.latent_shape)
+            return zeros, zeros[:, :, 0].bool()
         table = self.library.frame if self.config.singles else self.library.clip
         rows = [row for plan in plans for row in plan.target]
         latents, important = (torch.from_numpy(table[name].rows(rows)) for name in ("latent", "important"))

@@ -46,6 +46,8 @@ def test_a_folder_may_hold_the_hub_repositories_side_by_side(tmp_path: Path) -> 
 def test_missing_weights_say_where_was_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shotstream.presets.PACKAGE_WEIGHTS", tmp_path / "package")
     with pytest.raises(ValueError, match=r"looked in .*package"):
+        find_weights(STORYWORLD, "codec")
+    with pytest.raises(ValueError, match="holds no weights"):
         find_weights(STORYWORLD, "codec", tmp_path)
     with pytest.raises(ValueError, match="no weights at"):
         find_weights(STORYWORLD, "codec", tmp_path / "absent")
@@ -59,4 +61,4 @@ def test_without_the_hub_the_way_out_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="pass --weights FOLDER"):
-        find_weights(WAN_1_3B, "student", tmp_path)
+        find_weights(WAN_1_3B, "student")

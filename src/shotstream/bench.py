@@ -100,9 +100,11 @@ class _Log:
             self.full_seconds += seconds
 
 
-def measure(engine: Engine, *, seconds: float, seed: int = 0) -> BenchResult:
-    """Run one session of about ``seconds`` after a warm-up and return what was measured."""
-    load = os.getloadavg()[0]
+def measure(engine: Engine, *, seconds: float, load_average: float, seed: int = 0) -> BenchResult:
+    """Run one session of about ``seconds`` after a warm-up and return what was measured.
+
+    Args: load_average is the load before anything of this was started.
+    """
     prompts = new_prompts(engine.preset.name, seed)
     stream = engine.stream(seed=seed)
     chunk_seconds = _warm_up(stream, prompts)
@@ -111,7 +113,7 @@ def measure(engine: Engine, *, seconds: float, seed: int = 0) -> BenchResult:
     _run_steady(stream, prompts, log, until=start + STEADY_SHARE * seconds)
     _run_cuts(stream, prompts, log, until=start + seconds, chunk_seconds=chunk_seconds, rng=random.Random(seed))
     elapsed = time.perf_counter() - start
-    return _result(engine, log, elapsed, load, rss_growth=rss_mb() - rss, seed=seed)
+    return _result(engine, log, elapsed, load_average, rss_growth=rss_mb() - rss, seed=seed)
 
 
 def new_prompts(preset: str, seed: int) -> Iterator[str]:
@@ -136,12 +138,12 @@ _PLAIN_TERMS = {
 }
 
 
-def busy_warning() -> str | None:
+def busy_warning(load_average: float) -> str | None:
     """Return a warning if other work keeps the machine busy, so that numbers would come out too low."""
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load <= BUSY_LOAD_PER_CORE * cores:
+    cores = os.cpu_count() or 1
+    if load_average <= BUSY_LOAD_PER_CORE * cores:
         return None
-    return f"the machine is busy (load {load:.1f} on {cores} cores): numbers will be worse than on an idle one"
+    return f"the machine is busy (load {load_average:.1f} on {cores} cores): numbers will be worse than on an idle one"
 
 
 def table(result: BenchResult) -> Table:

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
@@ -142,10 +143,10 @@ def _bench(options: argparse.Namespace, _: list[str]) -> None:
         raise ValueError(f"--seconds must be positive, got {options.seconds:g}")
     from shotstream import bench
 
-    warning = bench.busy_warning()
-    if warning:
+    load = os.getloadavg()[0]
+    if warning := bench.busy_warning(load):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
-    result = bench.measure(_load_engine(options), seconds=options.seconds, seed=options.seed)
+    result = bench.measure(_load_engine(options), seconds=options.seconds, load_average=load, seed=options.seed)
     Console().print(bench.table(result))
     print(result.to_json())
 

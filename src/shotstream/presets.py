@@ -178,6 +178,8 @@ def find_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | No
         raise ValueError(f"no weights at {folder}: pass an existing folder or file")
     if folder is not None and Path(folder).is_file() and role in ("student", "teacher"):
         return Path(folder)
+    if folder is not None:
+        _check_folder(preset, Path(folder))
     part = preset.files[role]
     if (found := find_local_weights(preset, role, folder)) is not None:
         return found
@@ -185,6 +187,13 @@ def find_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | No
         return _fetch(part)
     looked = ", ".join(str(place) for place in _local_folders(preset, folder))
     raise ValueError(f"no {role} weights ({part.path}) for preset {preset.name}: looked in {looked}")
+
+
+def _check_folder(preset: Preset, folder: Path) -> None:
+    """Refuse a folder with none of the preset's files: the shipped ones would be taken without a word."""
+    if folder.is_dir() and not any(_find_in(folder, part) for part in preset.files.values()):
+        names = ", ".join(part.path or part.hub_files[0] for part in preset.files.values())
+        raise ValueError(f"{folder} holds no weights of preset {preset.name}: expected any of {names}")
 
 
 def find_local_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | None = None) -> Path | None:

@@ -14,6 +14,7 @@ from shotstream import cli
 from shotstream.engine import loading
 from shotstream.engine.stream import Engine
 from shotstream.generate import describe, film, generate
+from shotstream.models.checkpoint import save_dit
 from shotstream.story import Shot, Steer, Story, write_story
 
 STORY = Story(
@@ -100,6 +101,7 @@ def test_the_same_seed_gives_the_same_file(loaded: Engine, tmp_path: Path) -> No
         (["missing.yaml"], "No such file"),
         (["--shot", "x", "--preset", "nope"], "unknown preset 'nope'"),
         (["--shot", "x", "--weights", "missing"], "no weights at missing"),
+        (["--shot", "x", "--weights", "."], "holds no weights of preset storyworld"),
         (["--shot", "x", "--weights", "broken.safetensors"], "cannot read weights"),
         (["--shot", "x", "--steer", "1:0:y"], "names shot 1"),
         (["--shot", "x", "--steer", "soon"], "SHOT:CHUNK:TEXT"),
@@ -126,6 +128,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in error
     assert error.count("\n") == 1
     assert (tmp_path / "out.mp4").read_bytes() == b"precious"
+
+
+def test_weights_of_another_shape_are_refused(
+    tiny_engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_dit(tmp_path / "student.safetensors", tiny_engine.model)
+    assert cli.main(["generate", "--shot", "x", "--weights", str(tmp_path), "-o", str(tmp_path / "a.mp4")]) == 2
+    error = capsys.readouterr().err
+    assert "preset storyworld expects" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("output", ["none/out.mp4", "out.avi"])

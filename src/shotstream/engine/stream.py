@@ -96,7 +96,11 @@ class Engine:
         self._caption_capacity = caption_capacity
 
     def stream(self, *, seed: int = 0, global_caption: str = "", first_shot: int = 0) -> Stream:
-        """A new story. The same seed and instructions give the same frames."""
+        """A new story. The same seed and instructions give the same frames.
+
+        Args: first_shot is the number of its first shot, for a story whose earlier shots were made elsewhere; give them
+        to `stream.memory.add_shot` in order.
+        """
         return Stream(self, seed=seed, global_caption=global_caption, first_shot=first_shot)
 
     def check_caption(self, caption: str) -> None:
@@ -176,7 +180,6 @@ class Stream:
         self._next: _RunningShot | None = None
         self._pending_steers: list[str] = []
         self._next_index = first_shot
-        self._first_index = first_shot
 
     def cut(
         self, caption: str, *, num_chunks: int = CHUNKS_PER_SHOT, steers: Sequence[Steer] = (), take: int = 0
@@ -323,7 +326,8 @@ class Stream:
 
     def _shot_id(self, frame: MemoryFrame, shot: _RunningShot) -> int:
         """The indicator of a remembered frame. Distances beyond what training saw are held at its longest."""
-        earlier = self._first_index + max(0, frame.id[0])
+        oldest = shot.index - self.memory.num_shots  # the memory holds the shots just before this one
+        earlier = oldest + max(0, frame.id[0])
         return max(earlier, shot.index - self.engine.preset.max_shot_distance)
 
     def _noise(self, shot: _RunningShot, chunk: int) -> Callable[[int], Tensor]:

@@ -95,3 +95,8 @@ def check_latents(latents: Tensor, *, channels: int) -> None:
     """Raises ValueError unless latents are [B, F, channels, h, w] with F >= 1."""
     if latents.ndim != 5 or latents.shape[2] != channels or latents.shape[1] < 1:
         raise ValueError(f"latents must be [B, F >= 1, {channels}, h, w], got {list(latents.shape)}")
+
+
+def split_frames(x: Tensor, batch: int) -> Tensor:
+    """[B * T, ...] to [B, T, ...]."""
+    return x.reshape(batch, -1, *x.shape[1:])

@@ -11,6 +11,7 @@ Shapes: B batch, T frames at the level in hand, N = B * T, C channels, H W size 
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shotstream.models.codec import check_latents, check_pixels, from_uint8, to_uint8
+from shotstream.models.codec import check_latents, check_pixels, from_uint8, split_frames, to_uint8
 
 FORMAT = "shotstream.tiny_codec.1"
 
@@ -72,7 +73,8 @@ class TinyCodecConfig:
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise ValueError(f"codec config has unknown fields {sorted(unknown)}: made by a newer version?")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**fields)
 
 
 @dataclass
@@ -113,7 +115,7 @@ class MemoryBlock(nn.Module):
 
 def _previous(x_NHWC: Tensor, state: TinyCodecState, name: str) -> Tensor:
     """Each frame replaced by the one before it; the stream's first frame by itself. Remembers the last frame."""
-    x_BTHWC = x_NHWC.unflatten(0, (state.batch, -1))
+    x_BTHWC = split_frames(x_NHWC, state.batch)
     before_B1HWC = state.memories.get(name, x_BTHWC[:, :1])
     state.memories[name] = x_BTHWC[:, -1:].clone()
     return torch.cat([before_B1HWC, x_BTHWC[:, :-1]], dim=1).flatten(0, 1)
@@ -128,10 +130,10 @@ class Down(nn.Module):
         nn.init.orthogonal_(self.project.weight)
 
     def forward(self, x_NCHW: Tensor, state: TinyCodecState) -> Tensor:
-        x_BTHWC = x_NCHW.permute(0, 2, 3, 1).unflatten(0, (state.batch, -1))
+        x_BTHWC = split_frames(x_NCHW.permute(0, 2, 3, 1), state.batch)
         if state.fresh:
             x_BTHWC = torch.cat([x_BTHWC[:, :1], x_BTHWC], dim=1)
-        x_NHWC = rearrange(x_BTHWC, "b (t s) (h p) (w q) c -> (b t) h w (s p q c)", s=2, p=2, q=2)
+        x_NHWC: Tensor = rearrange(x_BTHWC, "b (t s) (h p) (w q) c -> (b t) h w (s p q c)", s=2, p=2, q=2)
         out: Tensor = self.project(x_NHWC).permute(0, 3, 1, 2)
         return out
 
@@ -146,7 +148,7 @@ class Up(nn.Module):
 
     def forward(self, x_NCHW: Tensor, state: TinyCodecState) -> Tensor:
         x_NHWC = self.project(x_NCHW.permute(0, 2, 3, 1))
-        x_BTHWC = rearrange(x_NHWC, "(b t) h w (s p q c) -> b (t s) (h p) (w q) c", b=state.batch, s=2, p=2, q=2)
+        x_BTHWC: Tensor = rearrange(x_NHWC, "(b t) h w (s p q c) -> b (t s) (h p) (w q) c", b=state.batch, s=2, p=2, q=2)
         if state.fresh:
             x_BTHWC = x_BTHWC[:, 1:]
         return x_BTHWC.flatten(0, 1).contiguous().permute(0, 3, 1, 2)
@@ -161,7 +163,7 @@ class Encoder(nn.Module):
         self.patch = config.patch
         self.first = _linear_conv(3 * config.patch**2, widths[0])
         self.levels = _levels(widths, config.encoder_blocks, group)
-        self.downs = nn.ModuleList(Down(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.downs = nn.ModuleList(Down(a, b) for a, b in itertools.pairwise(widths))
         self.last = _linear_conv(widths[-1], config.latent_channels)
 
     def forward(self, pixels_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
@@ -172,7 +174,7 @@ class Encoder(nn.Module):
             x_NCHW = _run(level, x_NCHW, state, f"{index}")
         latents: Tensor = self.last(x_NCHW)
         state.fresh = False
-        return latents.unflatten(0, (state.batch, -1))
+        return split_frames(latents, state.batch)
 
 
 class Decoder(nn.Module):
@@ -184,7 +186,7 @@ class Decoder(nn.Module):
         self.patch = config.patch
         self.first = _linear_conv(config.latent_channels, widths[0])
         self.levels = _levels(widths, config.decoder_blocks, group)
-        self.ups = nn.ModuleList(Up(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.ups = nn.ModuleList(Up(a, b) for a, b in itertools.pairwise(widths))
         self.last = _linear_conv(widths[-1], 3 * config.patch**2)
 
     def forward(self, latents_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
@@ -194,7 +196,7 @@ class Decoder(nn.Module):
             x_NCHW = _run(level, x_NCHW, state, f"{index}")
         patches_NCHW = self.last(x_NCHW).float() * 0.5 + 0.5
         state.fresh = False
-        return F.pixel_shuffle(patches_NCHW, self.patch).unflatten(0, (state.batch, -1))
+        return split_frames(F.pixel_shuffle(patches_NCHW, self.patch), state.batch)
 
 
 def _linear_conv(width_in: int, width_out: int) -> nn.Conv2d:
@@ -239,7 +241,8 @@ class TinyCodec(nn.Module):
         ones = (1.0,) * config.latent_channels
         self.register_buffer("latent_mean", torch.tensor(config.latent_mean or (0.0,) * len(ones)), persistent=False)
         self.register_buffer("latent_sd", torch.tensor(config.latent_sd or ones), persistent=False)
-        self.to(memory_format=torch.channels_last)
+        # Several times faster on a CPU; the package's stubs do not know the argument.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def latent_channels(self) -> int:
@@ -271,7 +274,7 @@ class TinyCodec(nn.Module):
         """uint8 [B, N, H, W, 3], each picture alone, to normalised latents [B, N, C, h, w]. Raises ValueError."""
         pixels_BTCHW = from_uint8(frames)
         batch = pixels_BTCHW.shape[0]
-        return self.encode(pixels_BTCHW.flatten(0, 1).unsqueeze(1)).squeeze(1).unflatten(0, (batch, -1))
+        return split_frames(self.encode(pixels_BTCHW.flatten(0, 1).unsqueeze(1)).squeeze(1), batch)
 
     def encode_chunk(self, pixels: Tensor, state: TinyCodecState) -> Tensor:
         """The next pixels of a stream to normalised latents; `state` is updated in place. Raises ValueError."""

@@ -8,8 +8,9 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -97,14 +98,14 @@ def build_trainer(options: argparse.Namespace) -> CodecTrainer:
     make = storyworld_codec_small if options.small else storyworld_codec
     config = make(options.minutes, options.latent_channels or (16 if options.small else 32))
     init = TinyCodec.load(options.init) if options.init else None
-    changes: dict[str, object] = {"seed": options.seed, "freeze_encoder": options.freeze_encoder}
+    changes: dict[str, Any] = {"seed": options.seed, "freeze_encoder": options.freeze_encoder}
     if init is not None:
         changes["codec"] = init.config
     elif options.freeze_encoder:
         raise ValueError("--freeze-encoder needs --init: there is no encoder to keep")
     if options.learning_rate:
         changes["learning_rate"] = options.learning_rate
-    config = CodecTrainConfig(**{**{name: getattr(config, name) for name in config.__dataclass_fields__}, **changes})  # type: ignore[arg-type]
+    config = replace(config, **changes)
     height, width = (96, 160) if options.small else (192, 320)
     trainer = CodecTrainer(config, *sources(options.world, height, width), options.out)
     if not trainer.resume():

@@ -26,7 +26,15 @@ from torch import Tensor
 
 from shotstream.models.codec import from_uint8
 from shotstream.models.tiny_codec import Down, TinyCodec, TinyCodecConfig, Up
-from shotstream.training.codec_data import BatchMaker, ClipSource, CodecBatch, CodecDataConfig, SourceClip, box_mask
+from shotstream.training.codec_data import (
+    BatchMaker,
+    ClipSource,
+    CodecBatch,
+    CodecDataConfig,
+    SourceClip,
+    box_mask,
+    motion_mask,
+)
 
 log = logging.getLogger(__name__)
 
@@ -269,8 +277,7 @@ def measure(
             drawn = codec.decode_chunk(codec.encode(pixels), codec.new_decoder_state())[0].numpy()
         square_THW = (drawn.astype(np.float32) - clip.frames.astype(np.float32)).__pow__(2).mean(-1)
         height, width = square_THW.shape[1:]
-        moved_THW = np.zeros_like(square_THW, dtype=bool)
-        moved_THW[1:] = np.abs(np.diff(clip.frames.astype(np.int16), axis=0)).max(-1) > 8
+        moved_THW = motion_mask(clip.frames, 8)
         masks = {
             "clip": np.ones_like(moved_THW),
             "face": box_mask(clip.faces, height, width),
@@ -335,7 +342,8 @@ def start_linear(codec: TinyCodec, source: ClipSource, *, clips: int = 48, num_f
     _set_linear(encoder.first.weight[:, :, 1, 1], basis.T / scale)
     _set_linear(decoder.last.weight[:, :, 1, 1], basis * scale)
     for down, up in zip(encoder.downs, reversed(decoder.ups), strict=True):
-        assert isinstance(down, Down) and isinstance(up, Up)
+        assert isinstance(down, Down)
+        assert isinstance(up, Up)
         x_BTHWC = torch.cat([x_BTHWC[:, :1], x_BTHWC], dim=1)
         x_BTHWC = rearrange(x_BTHWC, "b (t s) (h p) (w q) c -> b t h w (s p q c)", s=2, p=2, q=2)
         x_BTHWC, basis, scale = _principal(x_BTHWC, down.project.out_features)

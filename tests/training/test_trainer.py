@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from shotstream.training.ema import Ema
 from shotstream.training.randomness import generator_at, normal
 from shotstream.training.snapshot import newest_snapshot
-from shotstream.training.trainer import OptimiserConfig, Trainer, TrainerConfig
+from shotstream.training.trainer import Loss, OptimiserConfig, Trainer, TrainerConfig
 
 
 @dataclass
@@ -42,13 +42,13 @@ class ToyStage:
     def batch(self, step: int, samples: range) -> Tensor:
         return torch.stack([normal(generator_at("toy", step, i), (3,)) for i in samples])
 
-    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Tensor, step: int) -> Iterator[Loss]:
         if step == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         output = self.networks[self.turn(step)](batch)
         loss = (output - batch.cumsum(1) - self.memory).square().mean()
         self.memory = 0.5 * self.memory + 0.1 * output.detach().mean(0)
-        return loss, {"size": output.detach().abs().mean()}
+        yield Loss(loss, {"size": output.detach().abs().mean()})
 
     def carried(self) -> dict[str, Tensor]:
         return {"memory": self.memory}
@@ -114,7 +114,9 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path: Path):
     runs = []
     for accumulation in (1, 4):
         stage = ToyStage()
-        stage.loss = lambda batch, step, s=stage: ((s.networks[s.turn(step)](batch) - batch).square().mean(), {})
+        stage.losses = lambda batch, step, s=stage: iter(
+            [Loss((s.networks[s.turn(step)](batch) - batch).square().mean(), {})]
+        )
         trainer = Trainer(stage, _config(tmp_path / str(accumulation), accumulation=accumulation))
         trainer.run()
         runs.append(_weights(trainer))

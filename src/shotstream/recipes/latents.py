@@ -3,8 +3,9 @@
     python -m shotstream.recipes.latents --codec codec.safetensors --out latents --stories 8000 --workers 2
 
 Per story: of every shot the frames that the memory rule may ask for (half of them also after a round trip through the
-codec, which is what a live stream remembers) and a few others; of some shots the whole clip; of all the captions. Shards appear one by one
-and finished ones are kept, so the command can be stopped and repeated, and training can begin on the first of them.
+codec, which is what a live stream remembers) and a few others; of some shots the whole clip; of all the captions.
+Shards appear one by one and finished ones are kept, so the command can be stopped and repeated, and training can begin
+on the first of them.
 """
 
 from __future__ import annotations

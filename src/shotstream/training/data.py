@@ -1,8 +1,9 @@
 """Training samples from latents that were encoded beforehand.
 
 A library is a folder of shards. A shard holds whole stories: single frames (those that memory may ask for, some of
-them also after a round trip through the codec, and a few others to learn from), a few full clips, and the captions
-of every shot, chunk by chunk, and the token states of every caption, each caption once. Arrays are memory-mapped; nothing is read before it is sampled.
+them also after a round trip through the codec, and a few others to learn from), a few full clips, the captions of every
+shot, chunk by chunk, and the token states of every caption, each caption once. Arrays are memory-mapped; nothing is
+read before it is sampled.
 
 B samples, F target frames, K context frames, C latent channels, h w latent size, S captions, L text positions.
 """
@@ -32,6 +33,8 @@ CLIP_FIELDS = ("story", "shot", "caption", "important", "latent")
 SHOT_FIELDS = ("story", "shot", "caption")
 NO_CAPTION = -1
 NO_FRAME = -1
+OWN_FRAME = -2
+"""In a plan: a frame that the student made itself, filled in later."""
 
 
 def chunk_of_latent(latent_frame: int, chunk_frames: int = 3) -> int:
@@ -225,7 +228,7 @@ class Plan(NamedTuple):
     """Which rows of the library make one sample."""
 
     context: tuple[int, ...]
-    """Frame rows, NO_FRAME for an empty slot (zeros)."""
+    """Frame rows; NO_FRAME for an empty slot (zeros)."""
     context_shots: tuple[int, ...]
     context_captions: tuple[int, ...]
     target: tuple[int, ...]
@@ -289,7 +292,7 @@ class Sampler:
             rng = generator_at(*self.address, step, sample)
             plans.append(self.plan(rng))
             noises.append(self._context_noise(rng))
-        return self._assemble(plans, noises)
+        return self.assemble(plans, noises)
 
     def plan(self, rng: np.random.Generator) -> Plan:
         """Choose one sample."""
@@ -365,7 +368,8 @@ class Sampler:
         sd = float(rng.random()) * self.config.context_noise
         return sd * normal(rng, (self.config.context_frames, *self.library.latent_shape))
 
-    def _assemble(self, plans: Sequence[Plan], noises: Sequence[Tensor | None]) -> Batch:
+    def assemble(self, plans: Sequence[Plan], noises: Sequence[Tensor | None] = (None,)) -> Batch:
+        """Read what the plans name; `noises` are added to the context frames."""
         ids = sorted({c for plan in plans for c in (*plan.context_captions, *plan.target_captions)} - {NO_CAPTION})
         number = {caption: i + 1 for i, caption in enumerate(ids)} | {NO_CAPTION: 0}
         captions = [[number[c] for c in (*p.context_captions, *p.target_captions)] for p in plans]
@@ -398,7 +402,7 @@ class Sampler:
 
     def _context_latents(self, plans: Sequence[Plan], noises: Sequence[Tensor | None]) -> Tensor:
         out = torch.zeros(len(plans), self.config.context_frames, *self.library.latent_shape)
-        places = [(b, k) for b, plan in enumerate(plans) for k, row in enumerate(plan.context) if row != NO_FRAME]
+        places = [(b, k) for b, plan in enumerate(plans) for k, row in enumerate(plan.context) if row >= 0]
         if places:
             b, k = (torch.tensor(index) for index in zip(*places, strict=True))
             rows = [plans[i].context[j] for i, j in places]

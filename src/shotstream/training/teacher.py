@@ -8,7 +8,7 @@ B batch, K context frames, F target frames, C latent channels, h w latent size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from shotstream.models.dit import CaptionKV, DiT
 from shotstream.training.data import Batch, Sampler
 from shotstream.training.losses import draw_sigma, velocity_loss
 from shotstream.training.randomness import generator_at, normal
+from shotstream.training.trainer import Loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +68,7 @@ class TeacherStage:
         device = self.sampler.device
         return NoisyBatch(data, torch.stack(noise).to(device), torch.stack(sigma).to(device))
 
-    def loss(self, batch: NoisyBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: NoisyBatch, step: int) -> Iterator[Loss]:
         data, noise, sigma = batch
         captions = self.model.encode_captions(data.text)
         noisy = add_noise(data.target, noise, sigma)
@@ -76,7 +77,7 @@ class TeacherStage:
         weighted = velocity_loss(output, data.target, noise, sigma, prediction=prediction, weight=data.weight)
         with torch.no_grad():
             plain = velocity_loss(output, data.target, noise, sigma, prediction=prediction)
-        return weighted.mean(), {"velocity_loss": plain.mean()}
+        yield Loss(weighted.mean(), {"velocity_loss": plain.mean()})
 
     def predict(self, data: Batch, noisy: Tensor, sigma: Tensor, captions: CaptionKV) -> Tensor:
         """The network's raw answer for the target frames, [B, F, C, h, w]."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -96,6 +96,13 @@ class TrainerConfig:
         return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+class Loss(NamedTuple):
+    """One part of a loss, and numbers to log."""
+
+    value: Tensor
+    logs: dict[str, Tensor]
+
+
 class Stage(Protocol, Generic[BatchT]):
     """What a training stage has to say."""
 
@@ -110,8 +117,11 @@ class Stage(Protocol, Generic[BatchT]):
         """Samples `samples` of the step's global batch; the same numbers always give the same batch."""
         ...
 
-    def loss(self, batch: BatchT, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over the batch for the network whose turn it is, and numbers to log."""
+    def losses(self, batch: BatchT, step: int) -> Iterator[Loss]:
+        """Parts whose sum is the batch's mean loss for the network whose turn it is.
+
+        Each part is backpropagated before the next is asked for, so memory is one part's.
+        """
         ...
 
     def carried(self) -> dict[str, Tensor]:
@@ -244,13 +254,24 @@ class Trainer(Generic[BatchT]):
     def _accumulate_gradients(self) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         for samples in self._own_share:
-            batch = self.stage.batch(self.step, samples)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-                loss, logs = self.stage.loss(batch, self.step)
-            torch.autograd.backward(loss / len(self._own_share))
-            for key, value in {"loss": loss, **logs}.items():
-                total[key] = total.get(key, torch.zeros((), device=self.device)) + value.detach() / len(self._own_share)
+            for loss in self._parts(self.stage.batch(self.step, samples)):
+                torch.autograd.backward(loss.value / len(self._own_share))
+                for key, value in {"loss": loss.value, **loss.logs}.items():
+                    share = value.detach() / len(self._own_share)
+                    total[key] = total[key] + share if key in total else share
         return total
+
+    def _parts(self, batch: BatchT) -> Iterator[Loss]:
+        """The stage's losses, made under autocast; what the caller does between them is not."""
+        parts = self.stage.losses(batch, self.step)
+        bfloat16 = self.config.precision == "bfloat16"
+        # Without the cache of cast weights: one filled by a rollout without gradient would cut the replay's gradient.
+        while True:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
 
     def _update(self, name: str) -> None:
         optimiser = self.optimisers[name]

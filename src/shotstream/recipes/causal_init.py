@@ -1,0 +1,151 @@
+"""Turn the teacher into a causal student, in three commands.
+
+    python -m shotstream.recipes.causal_init real  --data latents --init teacher.safetensors --out runs/c1
+    python -m shotstream.recipes.causal_init pairs --data latents --init teacher.safetensors --out runs/pairs
+    python -m shotstream.recipes.causal_init ode   --data runs/pairs --init runs/c1/weights.safetensors --out runs/c2
+
+real: block-causal flow matching on real shots. pairs: trajectories of the guided teacher. ode: regression onto the
+latents in which they end.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from shotstream.engine.teacher import TeacherConfig
+from shotstream.models.checkpoint import load_dit
+from shotstream.models.dit import DiTConfig
+from shotstream.presets import STORYWORLD
+from shotstream.recipes.runs import build_dit, parser, start, train, with_flags
+from shotstream.training.causal_init import (
+    CausalConfig,
+    OdeStage,
+    PairConfig,
+    PairStore,
+    RealCausalStage,
+    make_pairs,
+)
+from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
+from shotstream.training.distributed import World, joined
+from shotstream.training.trainer import OptimiserConfig, Outcome, TrainerConfig
+
+log = logging.getLogger(__name__)
+
+Part = Literal["real", "ode"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CausalRecipe:
+    """Everything that decides one causal training run."""
+
+    part: Part
+    data: str
+    """Latents for `real`, trajectories for `ode`."""
+    causal: CausalConfig
+    trainer: TrainerConfig
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(drop_text=0.0))
+    dit: DiTConfig = STORYWORLD.dit
+    init: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairsRecipe:
+    """Everything that decides a set of trajectories."""
+
+    data: str
+    out: str
+    init: str
+    pairs: PairConfig
+    count: int = 600
+    sampler: SamplerConfig = field(
+        default_factory=lambda: SamplerConfig(drop_text=0.0, drop_context=0.0, captions_only=True)
+    )
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    seed: int = 0
+
+
+def config(part: Part, *, data: str, out: str) -> CausalRecipe:
+    """The storyworld recipe of one training part."""
+    steps, batch = (300, 12) if part == "real" else (500, 12)
+    optimiser = OptimiserConfig(learning_rate=1e-4, schedule="cosine", warmup_steps=20)
+    trainer = TrainerConfig(out=out, steps=steps, batch_size=batch, optimisers={"model": optimiser}, ema_decay=0.99)
+    causal = CausalConfig(timesteps=STORYWORLD.student_timesteps, chunk_frames=STORYWORLD.slab.chunk_frames)
+    return CausalRecipe(part=part, data=data, causal=causal, trainer=trainer)
+
+
+def pairs_config(*, data: str, out: str, init: str, guidance_scale: float, num_steps: int = 24) -> PairsRecipe:
+    """The storyworld recipe of trajectories; the kept steps are those at the student's noise levels."""
+    sigmas = tuple(STORYWORLD.schedule.sampling_sigmas(num_steps).tolist())
+    sampler = TeacherConfig(sigmas=sigmas, guidance_scale=guidance_scale, slab=STORYWORLD.slab)
+    kept = tuple(round((1 - level / 1000) * num_steps) for level in STORYWORLD.student_levels)
+    return PairsRecipe(data=data, out=out, init=init, pairs=PairConfig(sampler=sampler, kept_steps=kept))
+
+
+def run(recipe: CausalRecipe, world: World | None = None) -> Outcome:
+    """Train, or go on training, by this recipe."""
+    world = world or World()
+    device = recipe.trainer.torch_device(world)
+    if recipe.part == "real":
+        library = LatentLibrary(recipe.data, text_length=recipe.dit.text_len)
+        model = build_dit(recipe.dit, library, recipe.init, recipe.seed)
+        sampler = Sampler(library, recipe.sampler, (recipe.seed, "causal"), device)
+        stage: RealCausalStage | OdeStage = RealCausalStage(model, recipe.causal, recipe.seed, sampler=sampler)
+    else:
+        if recipe.init is None:
+            raise ValueError("`ode` starts from a student: pass --init with the weights of `real` or of the teacher")
+        model = load_dit(recipe.init).float().train()
+        stage = OdeStage(model, recipe.causal, recipe.seed, pairs=PairStore(recipe.data), device=device)
+    return train(stage, recipe.trainer, world, recipe)
+
+
+def run_pairs(recipe: PairsRecipe, world: World | None = None, *, minutes: float | None = None) -> None:
+    """Make the trajectories that are not there yet; several processes share the files."""
+    world = world or World()
+    device = TrainerConfig(device=recipe.device).torch_device(world)
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+    teacher = load_dit(recipe.init).to(device, torch.float32).eval().requires_grad_(False)
+    library = LatentLibrary(recipe.data, text_length=teacher.config.text_len)
+    sampler = Sampler(library, recipe.sampler, (recipe.seed, "pairs"), device)
+    files = range(world.rank, -(-recipe.count // recipe.pairs.batch_size), world.size)
+    began = time.monotonic()
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        for made, number in enumerate(make_pairs(teacher, sampler, recipe.pairs, Path(recipe.out), files, until=until)):
+            seconds = (time.monotonic() - began) / ((made + 1) * recipe.pairs.batch_size)
+            log.info(
+                "trajectories %d of %d, %.1f s each", (number + 1) * recipe.pairs.batch_size, recipe.count, seconds
+            )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    flags = parser(__doc__)
+    flags.add_argument("part", choices=("real", "pairs", "ode"))
+    flags.add_argument("--guidance", type=float, default=STORYWORLD.guidance_scale, help="of the teacher; 1 is none")
+    flags.add_argument("--count", type=int, default=600, help="trajectories")
+    given = flags.parse_args(arguments)
+    start(given)
+    with joined() as world:
+        if given.part != "pairs":
+            recipe = config(given.part, data=given.data, out=given.out)
+            recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
+            run(recipe, world)
+            return 0
+        if given.init is None:
+            flags.error("pairs need the teacher: pass --init")
+        pairs = pairs_config(data=given.data, out=given.out, init=given.init, guidance_scale=given.guidance)
+        pairs = replace(pairs, count=given.count, device=given.device or "auto", seed=given.seed or 0)
+        pairs = replace(pairs, precision=given.precision or "bfloat16")
+        run_pairs(pairs, world, minutes=given.minutes)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

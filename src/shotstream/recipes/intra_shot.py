@@ -1,0 +1,120 @@
+"""Distil the student within a shot, on its own chunks, with true frames of earlier shots as memory.
+
+    python -m shotstream.recipes.intra_shot --data latents --init runs/c2/weights.safetensors \\
+        --teacher runs/t4/weights.safetensors --out runs/d1
+
+Leaves generator.safetensors (the student) and critic.safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from shotstream.engine.rollout import RolloutConfig
+from shotstream.models.checkpoint import load_dit
+from shotstream.models.dit import DiT
+from shotstream.presets import STORYWORLD
+from shotstream.recipes.runs import parser, start, train, with_flags
+from shotstream.training.causal_init import CausalConfig, OdeStage, PairStore
+from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
+from shotstream.training.distill import CRITIC, GENERATOR, DistillConfig, DistillStage
+from shotstream.training.distributed import World, joined
+from shotstream.training.trainer import OptimiserConfig, Outcome, TrainerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillRecipe:
+    """Everything that decides a distillation run."""
+
+    data: str
+    init: str
+    """The student's weights."""
+    teacher: str
+    distill: DistillConfig
+    trainer: TrainerConfig
+    critic: str | None = None
+    """None starts it as the teacher."""
+    pairs: str | None = None
+    """Teacher trajectories, for `distill.anchor_weight`."""
+    codec: str | None = None
+    """Only where history is the student's own."""
+    walk_shots: int = 4
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(drop_text=0.0, captions_only=True))
+    seed: int = 0
+
+
+def distill_config() -> DistillConfig:
+    """Storyworld's own numbers; additive guidance is one less than the usual form's."""
+    rollout = RolloutConfig(timesteps=STORYWORLD.student_timesteps, slab=STORYWORLD.slab)
+    guidance = STORYWORLD.guidance_scale - 1
+    return DistillConfig(rollout=rollout, guidance_scale=guidance, shift=STORYWORLD.schedule.shift)
+
+
+def optimisers(generator_rate: float, critic_rate: float) -> dict[str, OptimiserConfig]:
+    """Without momentum in the first moment: each network chases a moving one."""
+    shared = OptimiserConfig(betas=(0.0, 0.999), warmup_steps=10)
+    return {
+        GENERATOR: replace(shared, learning_rate=generator_rate),
+        CRITIC: replace(shared, learning_rate=critic_rate, clip=10.0),
+    }
+
+
+def config(*, data: str, out: str, init: str, teacher: str) -> DistillRecipe:
+    """The storyworld recipe: 200 critic updates, then 265 rounds of one generator and four critic updates."""
+    distill = distill_config()
+    steps = distill.critic_warmup + 265 * (1 + distill.critic_steps)
+    trainer = TrainerConfig(
+        out=out, steps=steps, batch_size=8, optimisers=optimisers(2e-5, 1e-4), ema_decay=0.99, log_every=5
+    )
+    return DistillRecipe(data=data, init=init, teacher=teacher, distill=distill, trainer=trainer)
+
+
+def networks(recipe: DistillRecipe) -> tuple[DiT, DiT, DiT]:
+    """Generator, critic and teacher."""
+    generator, teacher = load_dit(recipe.init).float().train(), load_dit(recipe.teacher).float()
+    return generator, load_dit(recipe.critic or recipe.teacher).float().train(), teacher
+
+
+def run(recipe: DistillRecipe, world: World | None = None) -> Outcome:
+    """Train, or go on training, by this recipe."""
+    world = world or World()
+    device = recipe.trainer.torch_device(world)
+    generator, critic, teacher = networks(recipe)
+    library = LatentLibrary(recipe.data, text_length=generator.config.text_len)
+    sampler = Sampler(library, recipe.sampler, (recipe.seed, "intra-shot"), device)
+    anchor = None
+    if recipe.pairs is not None:
+        causal = CausalConfig(timesteps=recipe.distill.rollout.timesteps)
+        anchor = OdeStage(generator, causal, recipe.seed, pairs=PairStore(recipe.pairs), device=device)
+    stage = DistillStage(
+        generator, critic, teacher.to(device), recipe.distill, sampler, seed=recipe.seed, anchor=anchor
+    )
+    return train(stage, recipe.trainer, world, recipe, exported=(GENERATOR, CRITIC))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    flags = parser(__doc__)
+    flags.add_argument("--teacher", required=True, help="the teacher's weights")
+    flags.add_argument("--critic", help="the critic's weights; without it, it starts as the teacher")
+    flags.add_argument("--guidance", type=float, help="of the teacher, additive")
+    flags.add_argument("--critic-warmup", type=int, help="critic updates before the first of the generator")
+    flags.add_argument("--pairs", help="teacher trajectories, whose regression is added to the generator's loss")
+    given = flags.parse_args(arguments)
+    if given.init is None:
+        flags.error("distillation starts from a causal student: pass --init")
+    start(given)
+    recipe = config(data=given.data, out=given.out, init=given.init, teacher=given.teacher)
+    changes = {"guidance_scale": given.guidance, "critic_warmup": given.critic_warmup}
+    distill = replace(recipe.distill, **{name: value for name, value in changes.items() if value is not None})
+    distill = replace(distill, anchor_weight=0.25 if given.pairs else 0.0)
+    recipe = replace(
+        recipe, distill=distill, critic=given.critic, pairs=given.pairs, trainer=with_flags(recipe.trainer, given)
+    )
+    with joined() as world:
+        run(replace(recipe, seed=given.seed or 0), world)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

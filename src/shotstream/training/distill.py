@@ -1,0 +1,399 @@
+"""Distribution matching distillation of the student on its own rollouts (self-forcing), within a shot and across shots.
+
+A generator step has two phases, since caches that are written in place cannot carry gradients. First the serving
+rollout makes a whole shot without gradient, keeps what each chunk's last pass read, and leaves the caches full. Teacher
+and critic then say, over the whole shot, in which direction the samples are too unlikely for the teacher. At last each
+chunk's last pass is run again with gradient, against the read-only caches before it and its own keys, and receives its
+part. Gradient is cut between chunks and memory is one chunk's. Self Forcing (arXiv:2506.08009) on DMD
+(arXiv:2311.18828).
+
+B batch, K context frames, F frames of a shot, C latent channels, h w latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from shotstream.diffusion.flow import add_noise, predicted_clean
+from shotstream.engine.noise import addressed_noise
+from shotstream.engine.rollout import Rollout, RolloutConfig
+from shotstream.models.attention import SegmentAttention
+from shotstream.models.codec import Codec, to_uint8
+from shotstream.models.dit import CaptionKV, DiT
+from shotstream.training.causal_init import OdeStage, remembered_context
+from shotstream.training.data import (
+    NO_FRAME,
+    OWN_FRAME,
+    Batch,
+    LatentLibrary,
+    Plan,
+    Sampler,
+    chunk_of_latent,
+    chunk_of_pixel,
+    context_rule,
+    frames_ever_asked_for,
+)
+from shotstream.training.losses import dmd_gradient, dmd_loss, draw_sigma, guided, velocity_loss
+from shotstream.training.randomness import generator_at, normal
+from shotstream.training.teacher import next_shot_output
+from shotstream.training.trainer import Loss
+
+GENERATOR, CRITIC = "generator", "critic"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillConfig:
+    """How student and critic take turns and what the teacher is asked."""
+
+    rollout: RolloutConfig
+    guidance_scale: float = 1.5
+    """Additive, of the teacher: conditional + scale * (conditional - unconditional)."""
+    critic_steps: int = 4
+    """Critic updates after each generator update."""
+    critic_warmup: int = 200
+    """Critic updates before the first generator update."""
+    shift: float = 3.0
+    """Of the noise levels at which teacher and critic compare."""
+    lowest_sigma: float = 0.02
+    highest_sigma: float = 0.98
+    anchor_weight: float = 0.0
+    """Of the trajectory regression in the generator's loss, should distillation be unstable."""
+
+    def __post_init__(self) -> None:
+        if self.critic_steps < 1 or self.critic_warmup < 0:
+            raise ValueError(f"need critic_steps >= 1 and critic_warmup >= 0, got {self}")
+
+    @property
+    def frames(self) -> int:
+        return self.rollout.slab.window_frames
+
+    @property
+    def num_chunks(self) -> int:
+        return self.rollout.slab.window_chunks
+
+    @property
+    def rollouts_per_round(self) -> int:
+        """Rollouts between two generator updates: each serves two critic steps, the first also the generator."""
+        return -(-self.critic_steps // 2)
+
+    def turn(self, step: int) -> str:
+        """Generator or critic."""
+        late = step - self.critic_warmup
+        return GENERATOR if late >= 0 and late % (1 + self.critic_steps) == 0 else CRITIC
+
+    def rollout_number(self, step: int) -> int:
+        """Which rollout, counted over the whole run, this step learns from."""
+        late = step - self.critic_warmup
+        if late < 0:
+            return step // 2
+        rounds, place = divmod(late, 1 + self.critic_steps)
+        return -(-self.critic_warmup // 2) + rounds * self.rollouts_per_round + max(0, place - 1) // 2
+
+
+class ShotBatch(NamedTuple):
+    """What a rollout starts from."""
+
+    data: Batch
+    """Contexts and captions; the target is not used."""
+    number: int
+    """Of the rollout."""
+    samples: range
+    """Numbers of these samples in the global batch."""
+
+
+class Made(NamedTuple):
+    """A rollout: the shots, and what each chunk's last pass read."""
+
+    clean: Tensor
+    """[B, F, C, h, w] float32."""
+    noisy: tuple[Tensor, ...]
+    """Per chunk."""
+    step: int
+    """The last pass."""
+
+
+@dataclass
+class DistillStage:
+    """Intra-shot distillation: contexts are true frames of earlier shots."""
+
+    generator: DiT
+    critic: DiT
+    teacher: DiT
+    config: DistillConfig
+    sampler: Sampler
+    seed: int = 0
+    anchor: OdeStage | None = None
+    """Regression of the same generator, for `anchor_weight`."""
+    _kept: dict[int, Tensor] = field(default_factory=dict)
+    """Shots of the last rollout, by the number of their first sample."""
+    _kept_number: int = -1
+
+    def __post_init__(self) -> None:
+        self.networks: Mapping[str, nn.Module] = {GENERATOR: self.generator, CRITIC: self.critic}
+        self.teacher.eval().requires_grad_(False)
+
+    def turn(self, step: int) -> str:
+        return self.config.turn(step)
+
+    def batch(self, step: int, samples: range) -> ShotBatch:
+        number = self.config.rollout_number(step)
+        return ShotBatch(self.sampler.batch(number, samples), number, samples)
+
+    def losses(self, batch: ShotBatch, step: int) -> Iterator[Loss]:
+        if self.turn(step) == CRITIC:
+            yield self._critic_loss(batch, self._reused(batch), step)
+            return
+        rollout, made = self.make(batch)
+        self._keep(batch, made.clean)
+        yield from self._generator_losses(batch, rollout, made, step)
+        if self.anchor is not None and self.config.anchor_weight:
+            regression = self.anchor.regression(self.anchor.batch(step, batch.samples)).mean()
+            yield Loss(self.config.anchor_weight * regression, {"generator/regression": regression})
+
+    def carried(self) -> dict[str, Tensor]:
+        return {"number": torch.tensor(self._kept_number)} | {f"shots/{k}": v for k, v in self._kept.items()}
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        self._kept_number = int(carried["number"])
+        self._kept = {int(k.split("/")[1]): v for k, v in carried.items() if k.startswith("shots/")}
+
+    def pictures(self, step: int) -> dict[str, np.ndarray]:
+        return {}
+
+    def last_pass(self, number: int) -> int:
+        """Which pass a rollout stops after: any of them, the same for all samples and chunks."""
+        return int(generator_at(self.seed, "exit", number).integers(self.config.rollout.num_steps))
+
+    @torch.no_grad()
+    def make(self, batch: ShotBatch, *, last_pass: int | None = None) -> tuple[Rollout, Made]:
+        """Phase one: the serving rollout of a whole shot. Returns it with its caches full."""
+        exit_step = self.last_pass(batch.number) if last_pass is None else last_pass
+        captions = self.generator.encode_captions(batch.data.text)
+        rollout = self._new_rollout(batch.data)
+        rollout.open_shot(remembered_context(batch.data, captions))
+        chunks = []
+        for index in range(self.config.num_chunks):
+            noise = self._chunk_noise(batch, index)
+            chunks.append(
+                rollout.next_chunk(self._chunk_captions(batch.data, captions, index), noise, exit_step=exit_step)
+            )
+        return rollout, Made(torch.cat([c.clean for c in chunks], dim=1), tuple(c.noisy for c in chunks), exit_step)
+
+    def replay(self, batch: ShotBatch, rollout: Rollout, made: Made, chunk: int) -> Tensor:
+        """Phase two: a chunk's last pass once more, with gradient. Clean latents [B, chunk frames, C, h, w]."""
+        captions = self.generator.encode_captions(batch.data.text)
+        timestep = self.config.rollout.timesteps[made.step]
+        time = self.generator.embed_time(torch.full((1, 1), timestep, device=made.clean.device))
+        own = self._chunk_captions(batch.data, captions, chunk)
+        return rollout.replay(chunk, made.noisy[chunk], made.step, own, time)
+
+    @torch.no_grad()
+    def gradient(self, data: Batch, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """The direction in which these shots are too unlikely for the teacher, [B, F, C, h, w]."""
+        noisy = add_noise(clean, noise, sigma)
+        empty = data.without_text()
+        fake = self._judge(self.critic, data, noisy, sigma)
+        real = self._judge(self.teacher, data, noisy, sigma)
+        unconditional = self._judge(self.teacher, empty, noisy, sigma)
+        return dmd_gradient(clean, fake, guided(real, unconditional, self.config.guidance_scale))
+
+    def _generator_losses(self, batch: ShotBatch, rollout: Rollout, made: Made, step: int) -> Iterator[Loss]:
+        noise, sigma = self._comparison(step, batch.samples, made.clean)
+        gradient = self.gradient(batch.data, made.clean, noise, sigma)
+        frames = self.config.rollout.slab.chunk_frames
+        for chunk in range(self.config.num_chunks):
+            part = gradient[:, chunk * frames : (chunk + 1) * frames]
+            own = self.replay(batch, rollout, made, chunk)
+            # A mean over the shot is the mean over a chunk times the chunk's share.
+            value = dmd_loss(own, part).mean() / self.config.num_chunks
+            yield Loss(value, {"generator/gradient": part.abs().mean() / self.config.num_chunks})
+
+    def _critic_loss(self, batch: ShotBatch, clean: Tensor, step: int) -> Loss:
+        noise, sigma = self._comparison(step, batch.samples, clean)
+        output = self._score(self.critic, batch.data, add_noise(clean, noise, sigma), sigma)
+        loss = velocity_loss(output, clean, noise, sigma, prediction=self.critic.config.prediction).mean()
+        return Loss(loss, {"critic/velocity_loss": loss})
+
+    def _reused(self, batch: ShotBatch) -> Tensor:
+        """The shots of this step's rollout, made now if they are not at hand."""
+        if self._kept_number != batch.number or batch.samples.start not in self._kept:
+            self._keep(batch, self.make(batch)[1].clean)
+        return self._kept[batch.samples.start]
+
+    def _keep(self, batch: ShotBatch, clean: Tensor) -> None:
+        if self._kept_number != batch.number:
+            self._kept, self._kept_number = {}, batch.number
+        self._kept[batch.samples.start] = clean
+
+    def _new_rollout(self, data: Batch) -> Rollout:
+        height, width = data.context.shape[-2:]
+        return Rollout(
+            self.generator, self.config.rollout, latent_height=height, latent_width=width, batch=len(data.context)
+        )
+
+    def _chunk_captions(self, data: Batch, captions: CaptionKV, chunk: int) -> CaptionKV:
+        first = data.context.shape[1] + chunk * self.config.rollout.slab.chunk_frames
+        return captions.select(data.caption_ids[:, first])
+
+    def _chunk_noise(self, batch: ShotBatch, chunk: int) -> NoiseOfStep:
+        shape = (self.config.rollout.slab.chunk_frames, *batch.data.context.shape[2:])
+        return NoiseOfStep(self.seed, batch.number, batch.samples, chunk, shape)
+
+    def _comparison(self, step: int, samples: Sequence[int], clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise [B, F, C, h, w] and one sigma per sample [B, F]."""
+        config, frames = self.config, clean.shape[1]
+        noise, sigma = [], []
+        for sample in samples:
+            rng = generator_at(self.seed, "compare", step, sample)
+            noise.append(normal(rng, clean.shape[1:]))
+            drawn = draw_sigma(rng, 1, shift=config.shift, low=config.lowest_sigma, high=config.highest_sigma)
+            sigma.append(drawn.expand(frames))
+        return torch.stack(noise).to(clean.device), torch.stack(sigma).to(clean.device)
+
+    def _judge(self, network: DiT, data: Batch, noisy: Tensor, sigma: Tensor) -> Tensor:
+        return predicted_clean(self._score(network, data, noisy, sigma), noisy, sigma, network.config.prediction)
+
+    def _score(self, network: DiT, data: Batch, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """A bidirectional network's raw answer for the shot."""
+        remembered, frames = data.context.shape[1], noisy.shape[1]
+        rows, columns = network.config.grid(*noisy.shape[-2:])
+        attention = SegmentAttention(sizes=(remembered, frames), tokens_per_frame=rows * columns)
+        positions = torch.arange(remembered + frames, device=noisy.device)[None]
+        captions = network.encode_captions(data.text)
+        return next_shot_output(network, data, noisy, sigma, captions, attention, positions)
+
+
+@dataclass(frozen=True)
+class NoiseOfStep:
+    """A rollout's noise for one chunk, addressed like a stream's: a sample is a story, a rollout a shot of it."""
+
+    seed: int
+    number: int
+    samples: range
+    chunk: int
+    shape: tuple[int, ...]
+
+    def __call__(self, step: int) -> Tensor:
+        return torch.stack(
+            [
+                addressed_noise(
+                    seed=self.seed, shot=self.number, take=sample, chunk=self.chunk, step=step, shape=self.shape
+                )
+                for sample in self.samples
+            ]
+        )
+
+
+@dataclass
+class InterShotStage(DistillStage):
+    """Inter-shot distillation: walks through stories whose history is what the student itself made.
+
+    A round (a generator update and its critic updates) is one shot of the walk. Its last rollout runs all passes, as
+    serving does, is decoded to pixels, and the memory rule picks from them the next shot's context.
+    """
+
+    codec: Codec | None = None
+    walk_shots: int = 4
+    _history: dict[int, Tensor] = field(default_factory=dict)
+    """By first sample: uint8 [B, shots so far, kept frames, H, W, 3]."""
+    _history_shots: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.config.critic_warmup or self.config.rollouts_per_round < 2:
+            raise ValueError(
+                "inter-shot distillation goes on with a trained critic: critic_warmup 0, critic_steps >= 3"
+            )
+        self._stories = stories_with(self.sampler.library, self.walk_shots)
+        shot_frames = self.sampler.config.shot_frames
+        capacity = self.sampler.config.context_frames
+        asked = [frames_ever_asked_for(i, self.walk_shots, capacity, shot_frames) for i in range(self.walk_shots)]
+        self._kept_frames = sorted({p for frames in asked for p in frames})
+
+    def batch(self, step: int, samples: range) -> ShotBatch:
+        number = self.config.rollout_number(step)
+        walk, shot = divmod(number // self.config.rollouts_per_round, self.walk_shots)
+        plans = [self._plan(walk, shot, sample) for sample in samples]
+        data = self.sampler.assemble(plans)
+        if shot:
+            data = data._replace(context=self._remembered(samples, shot, plans).to(data.context))
+        return ShotBatch(data, number, samples)
+
+    def last_pass(self, number: int) -> int:
+        if self._closes_round(number):
+            return self.config.rollout.num_steps - 1
+        return super().last_pass(number)
+
+    def carried(self) -> dict[str, Tensor]:
+        return super().carried() | {f"history/{k}": v for k, v in self._history.items()}
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        super().restore(carried)
+        self._history = {int(k.split("/")[1]): v.cpu() for k, v in carried.items() if k.startswith("history/")}
+
+    def _keep(self, batch: ShotBatch, clean: Tensor) -> None:
+        super()._keep(batch, clean)
+        if self._closes_round(batch.number):
+            self._remember(batch, clean)
+
+    def _closes_round(self, number: int) -> bool:
+        return number % self.config.rollouts_per_round == self.config.rollouts_per_round - 1
+
+    @torch.no_grad()
+    def _remember(self, batch: ShotBatch, clean: Tensor) -> None:
+        """Decode finished shots and keep the frames that memory may ask for."""
+        assert self.codec is not None
+        shot = (batch.number // self.config.rollouts_per_round) % self.walk_shots
+        start = batch.samples.start
+        pixels = to_uint8(self.codec.decode(clean)[:, self._kept_frames]).cpu()[:, None]
+        before = self._history.get(start)
+        self._history[start] = pixels if shot == 0 or before is None else torch.cat([before[:, :shot], pixels], dim=1)
+
+    @torch.no_grad()
+    def _remembered(self, samples: range, shot: int, plans: Sequence[Plan]) -> Tensor:
+        """Context latents [B, K, C, h, w] from the walk so far; zeros where the plan dropped the context."""
+        assert self.codec is not None
+        rule = context_rule(shot, self.sampler.config.context_frames, self.sampler.config.shot_frames)
+        history = self._history[samples.start]
+        frames = torch.stack([history[:, i, self._kept_frames.index(p)] for i, p in rule], dim=1)
+        latents = self.codec.encode_frames(frames.to(self.sampler.device)).float()
+        kept = torch.tensor([plan.context[0] == OWN_FRAME for plan in plans], device=latents.device)
+        return latents * kept[:, None, None, None, None]
+
+    def _plan(self, walk: int, shot: int, sample: int) -> Plan:
+        """Captions and shot numbers of one sample's shot; the walk's first shot is the story's."""
+        story = self._story(walk, sample)
+        own = self._captions_of(story, shot)
+        frames = tuple(int(own[chunk_of_latent(f)]) for f in range(self.config.frames))
+        slots = self.sampler.config.context_frames
+        dropped = generator_at(self.seed, "drop", walk, shot, sample).random() < self.sampler.config.drop_context
+        if shot == 0 or dropped:
+            return Plan((NO_FRAME,) * slots, (0,) * slots, (frames[0],) * slots, (), frames, 1)
+        rule = context_rule(shot, slots, self.sampler.config.shot_frames)
+        captions = tuple(int(self._captions_of(story, i)[chunk_of_pixel(p)]) for i, p in rule)
+        return Plan((OWN_FRAME,) * slots, tuple(i for i, _ in rule), captions, (), frames, shot)
+
+    def _story(self, walk: int, sample: int) -> int:
+        return int(generator_at(self.seed, "walk", walk, sample).choice(self._stories))
+
+    def _captions_of(self, story: int, shot: int) -> NDArray[np.int64]:
+        captions: NDArray[np.int64] = self.sampler.library.shot_caption[story + shot]
+        return captions
+
+
+def stories_with(library: LatentLibrary, shots: int) -> NDArray[np.int64]:
+    """Row, in the library's table of shots, of the first shot of every story of at least this many shots."""
+    table = library.shot_table
+    first = np.flatnonzero(table["shot"] == 0)
+    lengths = np.diff(np.append(first, len(table["shot"])))
+    enough = first[lengths >= shots]
+    if not len(enough):
+        raise ValueError(f"no story of the library has {shots} shots: lower walk_shots or encode longer stories")
+    return enough

@@ -1,0 +1,231 @@
+"""What the student is trained on is what serving does, and its gradient is the one it should be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from two_processes import TINY
+from worlds import CHANNELS, TEXT_LENGTH
+
+from shotstream.diffusion.flow import add_noise, predicted_clean
+from shotstream.engine.cache import SlabConfig
+from shotstream.engine.rollout import Rollout, RolloutConfig
+from shotstream.engine.teacher import TeacherConfig
+from shotstream.models.dit import DiT
+from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
+from shotstream.training.causal_init import (
+    CausalConfig,
+    OdeStage,
+    PairConfig,
+    PairStore,
+    RealCausalStage,
+    block_causal_output,
+    make_pairs,
+    remembered_context,
+    teacher_states,
+)
+from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
+from shotstream.training.distill import CRITIC, GENERATOR, DistillConfig, DistillStage, InterShotStage
+from shotstream.training.losses import dmd_loss
+from shotstream.training.trainer import OptimiserConfig, Trainer, TrainerConfig
+
+TIMESTEPS = (1000.0, 900.0, 750.0, 500.0)
+SLAB = SlabConfig(context_frames=6, window_frames=6, sink_frames=0, chunk_frames=2)
+ROLLOUT = RolloutConfig(timesteps=TIMESTEPS, slab=SLAB)
+SHOTS = SamplerConfig(target_frames=6, captions_only=True, context_noise=0.05)
+
+
+def lively(seed: int) -> DiT:
+    """A random network whose gates are open, so that every path matters."""
+    torch.manual_seed(seed)
+    model = DiT(replace(TINY, num_layers=2))
+    for name, parameter in model.named_parameters():
+        if name.endswith("modulation"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def library(toy_library: Path) -> LatentLibrary:
+    return LatentLibrary(toy_library, text_length=TEXT_LENGTH)
+
+
+def distill_stage(library: LatentLibrary, **changes: object) -> DistillStage:
+    config = DistillConfig(rollout=ROLLOUT, critic_warmup=2)
+    return DistillStage(lively(1), lively(2), lively(3), replace(config, **changes), Sampler(library, SHOTS))
+
+
+def test_block_causal_training_reads_what_the_serving_caches_hold(library: LatentLibrary):
+    model, config = lively(0), CausalConfig(timesteps=TIMESTEPS, chunk_frames=2)
+    data = Sampler(library, replace(SHOTS, captions_only=False)).batch(0, range(3))
+    stage = RealCausalStage(model, config, sampler=Sampler(library, replace(SHOTS, captions_only=False)))
+    batch = stage.batch(0, range(3))
+    torch.testing.assert_close(batch.data.target, data.target)
+    with torch.no_grad():
+        captions = model.encode_captions(data.text)
+        masked = block_causal_output(model, data, batch.noisy, batch.sigma, captions, config)
+        masked = predicted_clean(masked, batch.noisy, batch.sigma, model.config.prediction)
+        for row in range(3):
+            rollout = Rollout(model, ROLLOUT, latent_height=4, latent_width=4)
+            one = type(data)(*(t if i == 3 else t[row : row + 1] for i, t in enumerate(data)))
+            rollout.open_shot(remembered_context(one, captions))
+            for chunk in range(3):
+                part = slice(2 * chunk, 2 * chunk + 2)
+                step = TIMESTEPS.index(round(1000 * batch.sigma[row, 2 * chunk].item()))
+                own = captions.select(one.caption_ids[:, 6 + 2 * chunk])
+                rollout.restore_chunk(one.target[:, part], own)
+                rollout.commit()
+                time = model.embed_time(torch.tensor([[TIMESTEPS[step]]]))
+                served = rollout.replay(chunk, batch.noisy[row : row + 1, part], step, own, time)
+                torch.testing.assert_close(served, masked[row : row + 1, part], rtol=0, atol=2e-5)
+
+
+def test_a_replayed_chunk_is_the_chunk_that_was_rolled_out(library: LatentLibrary):
+    stage = distill_stage(library)
+    batch = stage.batch(2, range(2))
+    rollout, made = stage.make(batch)
+    parts = [stage.replay(batch, rollout, made, chunk) for chunk in range(3)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), made.clean, rtol=0, atol=2e-5)
+
+
+def test_two_phase_gradient_equals_the_masked_form_with_detached_history(library: LatentLibrary):
+    stage = distill_stage(library)
+    model, batch = stage.generator, stage.batch(2, range(2))
+    _, made = stage.make(batch)
+    noise, sigma = stage._comparison(2, batch.samples, made.clean)
+    gradient = stage.gradient(batch.data, made.clean, noise, sigma)
+    for part in stage.losses(batch, 2):
+        part.value.backward()
+    two_phase = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    captions = model.encode_captions(batch.data.text)
+    own_sigma = torch.full(made.clean.shape[:2], TIMESTEPS[made.step] / 1000)
+    noisy = torch.cat(made.noisy, dim=1)
+    history = batch.data._replace(target=made.clean)
+    config = CausalConfig(timesteps=TIMESTEPS, chunk_frames=2)
+    output = block_causal_output(model, history, noisy, own_sigma, captions, config, detached_history=True)
+    clean = predicted_clean(output, noisy, own_sigma, model.config.prediction)
+    dmd_loss(clean, gradient).mean().backward()
+    largest = max(p.grad.abs().max() for p in model.parameters() if p.grad is not None)
+    assert largest > 0
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(two_phase[name], p.grad, rtol=1e-4, atol=1e-5 * largest)
+
+
+def test_generator_and_critic_take_turns_and_share_rollouts():
+    config = DistillConfig(rollout=ROLLOUT, critic_warmup=4, critic_steps=4)
+    turns = [config.turn(step) for step in range(14)]
+    assert turns == [CRITIC] * 4 + ([GENERATOR] + [CRITIC] * 4) * 2
+    assert [config.rollout_number(step) for step in range(14)] == [0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 4, 5, 5]
+
+
+def _train(stage: DistillStage, out: Path, steps: int) -> Trainer:
+    optimisers = {name: OptimiserConfig(learning_rate=1e-3, warmup_steps=0) for name in stage.networks}
+    config = TrainerConfig(
+        out=str(out), steps=steps, batch_size=2, precision="float32", device="cpu", optimisers=optimisers
+    )
+    trainer = Trainer(stage, config)
+    trainer.run()
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ["intra", "inter"])
+def test_distillation_resumes_in_the_middle_of_a_reused_rollout(library: LatentLibrary, tmp_path: Path, kind: str):
+    def stage() -> DistillStage:
+        return distill_stage(library) if kind == "intra" else inter_stage(library)
+
+    whole = _train(stage(), tmp_path / "whole", 10)
+    _train(stage(), tmp_path / "parts", 4)
+    again = _train(stage(), tmp_path / "parts", 10)
+    for name, network in whole.stage.networks.items():
+        for (key, a), b in zip(
+            network.state_dict().items(), again.stage.networks[name].state_dict().values(), strict=True
+        ):
+            assert torch.equal(a, b), key
+
+
+def inter_stage(library: LatentLibrary) -> InterShotStage:
+    torch.manual_seed(0)
+    sizes = TinyCodecConfig(
+        latent_channels=CHANNELS,
+        patch=1,
+        encoder_widths=(8, 8, 8),
+        decoder_widths=(8, 8, 8),
+        encoder_blocks=(1, 1, 1),
+        decoder_blocks=(1, 1, 1),
+        channels_per_norm_group=4,
+    )
+    config = DistillConfig(rollout=ROLLOUT, critic_warmup=0)
+    sampler = Sampler(library, replace(SHOTS, shot_frames=21, drop_context=0.3))
+    return InterShotStage(lively(1), lively(2), lively(3), config, sampler, codec=TinyCodec(sizes).eval(), walk_shots=2)
+
+
+def test_walks_remember_what_the_student_drew(library: LatentLibrary):
+    stage = inter_stage(library)
+    for step in range(5):
+        for part in stage.losses(stage.batch(step, range(4)), step):
+            assert torch.isfinite(part.value)
+    opening, second = stage.batch(0, range(4)), stage.batch(5, range(4))
+    assert opening.data.context.abs().max() == 0
+    assert opening.data.shot_ids[0].tolist() == [0] * 6 + [1] * 6
+    kept = second.data.context.flatten(1).abs().sum(1) > 0
+    assert kept.any()
+    assert not kept.all()  # some contexts are dropped
+    assert second.data.shot_ids[kept][0].tolist() == [0] * 6 + [1] * 6
+    assert stage.last_pass(second.number + 1) == 3  # history is made with all passes
+
+
+def test_trajectories_are_kept_as_the_teacher_walked_them(library: LatentLibrary, tmp_path: Path):
+    teacher, sampler = lively(0), Sampler(library, replace(SHOTS, drop_text=0.0))
+    config = PairConfig(sampler=TeacherConfig(sigmas=(1.0, 0.9, 0.75, 0.5), guidance_scale=2.0), kept_steps=(0, 2))
+    config = replace(config, batch_size=2)
+    assert list(make_pairs(teacher, sampler, config, tmp_path, range(2))) == [0, 1]
+    assert list(make_pairs(teacher, sampler, config, tmp_path, range(3))) == [2]
+    assert config.timesteps == (1000.0, 750.0)
+    store = PairStore(tmp_path)
+    assert len(store) == 6
+    data, states = store.read([3])
+    assert states.shape[1] == 3
+    again = list(teacher_states(teacher, data, states[:, 0], config.sampler))
+    torch.testing.assert_close(again[2], states[:, 1], rtol=0, atol=0.02)
+    torch.testing.assert_close(again[4], data.target, rtol=0, atol=0.02)
+
+
+def test_regression_puts_every_chunk_in_its_own_state(library: LatentLibrary, tmp_path: Path):
+    config = PairConfig(sampler=TeacherConfig(sigmas=(1.0, 0.75, 0.5)), kept_steps=(0, 1, 2), batch_size=3)
+    list(make_pairs(lively(0), Sampler(library, SHOTS), config, tmp_path, range(1)))
+    causal = CausalConfig(timesteps=config.timesteps, chunk_frames=2)
+    stage = OdeStage(lively(1), causal, pairs=PairStore(tmp_path))
+    batch = stage.batch(0, range(4))
+    assert batch.sigma.shape == (4, 6)
+    assert set(batch.sigma.flatten().tolist()) <= {1.0, 0.75, 0.5}
+    first = batch.sigma == 1.0
+    torch.testing.assert_close(batch.noisy[first], batch.noise[first])
+    assert all(len(set(batch.sigma[0, c : c + 2].tolist())) == 1 for c in (0, 2, 4))
+
+
+def test_with_noisy_history_clean_chunks_are_not_counted(library: LatentLibrary):
+    config = CausalConfig(timesteps=TIMESTEPS, chunk_frames=2, history="noisy")
+    stage = RealCausalStage(lively(0), config, sampler=Sampler(library, replace(SHOTS, captions_only=False)))
+    batch = stage.batch(1, range(8))
+    assert (batch.sigma == 0).any()
+    first = next(iter(stage.losses(batch, 1))).value
+    batch.data.target[batch.sigma == 0] += 1
+    assert next(iter(stage.losses(batch, 1))).value == first
+
+
+def test_the_teacher_judges_with_what_noise_it_was_given(library: LatentLibrary):
+    """At the student's own sample and equal networks without guidance there is nothing to correct."""
+    stage = distill_stage(library, guidance_scale=0.0)
+    stage.critic.load_state_dict(stage.teacher.state_dict())
+    batch = stage.batch(2, range(2))
+    clean = stage.make(batch)[1].clean
+    noise, sigma = stage._comparison(2, batch.samples, clean)
+    assert sigma.min() >= 0.02
+    assert sigma.max() <= 0.98
+    assert stage.gradient(batch.data, clean, noise, sigma).abs().max() == 0
+    assert add_noise(clean, noise, sigma).shape == clean.shape

@@ -136,7 +136,7 @@ def test_weights_of_another_shape_are_refused(
     save_dit(tmp_path / "student.safetensors", tiny_engine.model)
     assert cli.main(["generate", "--shot", "x", "--weights", str(tmp_path), "-o", str(tmp_path / "a.mp4")]) == 2
     error = capsys.readouterr().err
-    assert "preset storyworld expects" in error
+    assert "not of preset storyworld: dim is 32, expected 256" in error
     assert error.count("\n") == 1
 
 
@@ -152,7 +152,7 @@ def test_an_unwritable_output_is_refused_before_loading(
 
 def test_an_unknown_recipe_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "nope"]) == 2
-    assert "got 'nope': one of codec" in capsys.readouterr().err
+    assert "got 'nope': one of causal_init, codec" in capsys.readouterr().err
 
 
 def test_weights_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from shotstream.engine.memory import ShotMemory, allocate_context, evenly_spaced
+from shotstream.engine.memory import ShotMemory, ShownFrames, allocate_context, evenly_spaced
 
 FRAMES = 81
 
@@ -63,16 +63,16 @@ def test_beyond_the_capacity_the_newest_shot_and_the_best_matches_are_remembered
 
 def test_pins_removals_and_pictures_act_at_the_next_choice() -> None:
     memory = memory_of(2)
-    memory.pin((0, 16))
+    memory.pin((0, 40))
     memory.remove((1, 40))
     picture = memory.add_picture(np.full((2, 2, 3), 9, np.uint8), "a photo of my dog")
     ids = [frame.id for frame in memory.choose("next")]
     assert ids[0] == picture
-    assert (0, 16) in ids
+    assert (0, 40) in ids
     assert (1, 40) not in ids
     assert len(ids) <= 6
-    memory.remove((0, 16))
-    assert (0, 16) not in [frame.id for frame in memory.choose("next")]
+    memory.remove((0, 40))
+    assert (0, 40) not in [frame.id for frame in memory.choose("next")]
 
 
 def test_unknown_frames_are_refused() -> None:
@@ -80,5 +80,25 @@ def test_unknown_frames_are_refused() -> None:
         memory_of(1).pin((4, 0))
 
 
-def test_memory_of_a_long_story_keeps_few_frames_a_shot() -> None:
-    assert len(memory_of(30).frames()) <= 30 * 8
+def test_memory_of_a_long_story_is_flat() -> None:
+    sizes = [len(memory_of(num_shots).frames()) for num_shots in (70, 90)]
+    assert sizes[0] == sizes[1] <= 70
+
+
+def test_thinning_keeps_what_every_later_choice_asks_for() -> None:
+    memory = memory_of(1)
+    for shot in range(1, 8):
+        assert [f.id for f in memory.choose("x")] == [f.id for f in memory_of(shot).choose("x")]
+        pixels = np.zeros((FRAMES, 2, 2, 3), np.uint8)
+        memory.add_shot(pixels, [f"shot {shot}"] * FRAMES)
+
+
+def test_frames_of_an_endless_shot_are_thinned_but_the_last_is_kept() -> None:
+    shown = ShownFrames(limit=16)
+    for i in range(200):
+        shown.add(np.full((1, 2, 2, 3), i, np.uint8), f"caption {i}")
+    assert shown.num_frames == 200
+    assert len(shown._frames) <= 16
+    assert shown.at(199)[1] == "caption 199"
+    assert shown.at(0)[1] == "caption 0"
+    assert abs(int(shown.at(100)[0][0, 0, 0]) - 100) <= 16

@@ -198,3 +198,30 @@ def test_noise_depends_on_its_address_alone() -> None:
         assert abs(one.mean()) < 0.2
         assert abs(one.std() - 1) < 0.15
         assert all(not torch.equal(one, other) for other in draws[:i])
+
+
+def test_a_cut_from_another_thread_ends_the_running_chunk_between_passes(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox on the beach")
+    next(stream)
+    passes: list[int] = []
+    original = stream._noise
+
+    def noise(shot: object, chunk: int) -> object:
+        draw = original(shot, chunk)
+
+        def at_step(step: int) -> torch.Tensor:
+            passes.append(step)
+            if len(passes) == 2:
+                stream.cut("a bear in the city", num_chunks=1)
+            return draw(step)
+
+        return at_step
+
+    monkeypatch.setattr(stream, "_noise", noise)
+    chunk = next(stream)
+    assert (chunk.shot, chunk.index) == (1, 0)
+    assert passes == [0, 1, 0, 1, 2, 3]
+    assert [frame.id for frame in chunk.context] == [(0, 0), (0, 8)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch
 from shotstream.engine.stream import Engine, TeacherEngine
 from shotstream.models.checkpoint import load_dit
 from shotstream.models.codec import Codec
+from shotstream.models.dit import DiTConfig
 from shotstream.models.text import CachedTextEncoder, load_text_encoder
 from shotstream.presets import Preset, find_weights, get_preset
 
@@ -35,12 +37,19 @@ def load(
     kind = dtype or default_dtype(place)
     dit = load_dit(find_weights(config, model, weights), config=None if config.codec == "tiny" else config.dit)
     if dit.config != config.dit:
-        raise ValueError(f"these {model} weights are of {dit.config}, preset {config.name} expects {config.dit}")
+        raise ValueError(
+            f"these {model} weights are not of preset {config.name}: {_differences(dit.config, config.dit)}"
+        )
     dit = dit.cast_for_inference(kind).to(place)
     codec, text = load_codec(config, weights, place, kind), load_text(config, weights, place)
     if model == "teacher":
         return TeacherEngine(config, dit, codec, text, num_steps=num_steps)
     return Engine(config, dit, codec, text)
+
+
+def _differences(found: DiTConfig, expected: DiTConfig) -> str:
+    values = ((f.name, getattr(found, f.name), getattr(expected, f.name)) for f in fields(DiTConfig))
+    return ", ".join(f"{name} is {one}, expected {other}" for name, one, other in values if one != other)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -56,16 +56,47 @@ class MemoryFrame:
     reason: Literal["allotted", "matches", "pinned", "picture"] = "allotted"
 
 
+class ShownFrames:
+    """The frames of a running shot, kept losslessly until it is known which will be remembered.
+
+    Of a shot longer than `limit` frames every second, fourth, ... is kept, and always the last: memory stays flat.
+    """
+
+    def __init__(self, limit: int = 1024) -> None:
+        self.num_frames = 0
+        self._limit, self._stride = limit, 1
+        self._frames: dict[int, tuple[npt.NDArray[np.uint8], str]] = {}
+        self._last: tuple[npt.NDArray[np.uint8], str] | None = None
+
+    def add(self, frames_THWC: npt.NDArray[np.uint8], caption: str) -> None:
+        """Append uint8 [T, H, W, 3], shown while `caption` was in force."""
+        for frame in frames_THWC:
+            self._last = (frame, caption)
+            if self.num_frames % self._stride == 0:
+                self._frames[self.num_frames] = self._last
+            self.num_frames += 1
+        if len(self._frames) > self._limit:
+            self._stride *= 2
+            self._frames = {i: frame for i, frame in self._frames.items() if i % self._stride == 0}
+
+    def at(self, index: int) -> tuple[npt.NDArray[np.uint8], str]:
+        """Frame `index` and its caption, or the nearest kept frame before it."""
+        if index == self.num_frames - 1 and self._last is not None:
+            return self._last
+        return self._frames[index - index % self._stride]
+
+
 class ShotMemory:
     """Frames of finished shots, kept losslessly as long as a rule may ask for them, and the rule that picks.
 
     Up to `capacity` earlier shots share the memory by the published allotment. Beyond that the newest shot and those
     whose captions fit the new one best give one frame each; without a `similarity` the newest shots do, as published.
-    Pinned frames and own pictures come first and take their places from the rule.
+    Pinned frames and own pictures come first and take their places from the rule. Shots further back than `max_shots`
+    are forgotten, apart from pins.
     """
 
-    def __init__(self, capacity: int, *, similarity: Similarity | None = None) -> None:
-        self.capacity, self._similarity = capacity, similarity
+    def __init__(self, capacity: int, *, similarity: Similarity | None = None, max_shots: int = 64) -> None:
+        self.capacity, self._similarity, self._max_shots = capacity, similarity, max_shots
         self._shots: list[dict[int, MemoryFrame]] = []
         self._pinned: dict[FrameId, MemoryFrame] = {}
         self._removed: set[FrameId] = set()
@@ -77,12 +108,33 @@ class ShotMemory:
 
     def add_shot(self, frames_THWC: npt.NDArray[np.uint8], captions: Sequence[str]) -> None:
         """Take over a finished shot: uint8 [T, H, W, 3] and the caption in force at each of its T frames."""
-        shot, last = self.num_shots, len(frames_THWC) - 1
-        counts = {count for n in range(1, self.capacity + 1) for count in allocate_context(n, self.capacity)}
-        kept = sorted({index for count in counts for index in evenly_spaced(0, last, count)})
+        shown = ShownFrames(limit=len(frames_THWC))
+        for frame, caption in zip(frames_THWC, captions, strict=True):
+            shown.add(frame[None], caption)
+        self.add_shown(shown)
+
+    def add_shown(self, shown: ShownFrames) -> None:
+        """Take over a finished shot; one of which nothing was shown is not remembered."""
+        if not shown.num_frames:
+            return
+        shot = self.num_shots
+        frames = {i: shown.at(i) for i in self._asked_for(1, shown.num_frames - 1)}
         self._shots.append(
-            {i: MemoryFrame(id=(shot, i), pixels=frames_THWC[i].copy(), caption=captions[i]) for i in kept}
+            {i: MemoryFrame(id=(shot, i), pixels=p.copy(), caption=caption) for i, (p, caption) in frames.items()}
         )
+        self._thin()
+
+    def _asked_for(self, num_shots: int, last: int) -> list[int]:
+        """Frames of a shot that ends with frame `last` that any allotment for `num_shots` or more shots names."""
+        counts = {count for n in range(num_shots, self.capacity + 1) for count in allocate_context(n, self.capacity)}
+        return sorted({index for count in counts | {1} for index in evenly_spaced(0, last, count)})
+
+    def _thin(self) -> None:
+        """Drop what no later rule can ask for: a longer story takes fewer frames of each shot."""
+        for shot, kept in enumerate(self._shots):
+            asked = set(self._asked_for(self.num_shots, max(kept, default=0)))
+            forgotten = shot < self.num_shots - self._max_shots
+            self._shots[shot] = {} if forgotten else {i: frame for i, frame in kept.items() if i in asked}
 
     def choose(self, caption: str) -> tuple[MemoryFrame, ...]:
         """At most `capacity` frames for a shot with this caption, in story order, own pictures first."""
@@ -130,15 +182,15 @@ class ShotMemory:
         return [
             replace(self._nearest(shot, index), reason=reason)
             for shot, count in enumerate(counts)
-            for index in evenly_spaced(0, max(self._shots[shot]), count)
+            for index in evenly_spaced(0, max(self._shots[shot], default=0), count)
         ]
 
     def _matching_counts(self, caption: str, room: int) -> tuple[int, ...]:
         assert self._similarity is not None
-        earlier = [self._shots[shot][0].caption for shot in range(self.num_shots - 1)]
-        scores = self._similarity(caption, earlier)
-        newest_first = sorted(range(len(earlier)), key=lambda shot: (scores[shot], shot), reverse=True)
-        chosen = {self.num_shots - 1, *newest_first[: max(0, room - 1)]} if room else set()
+        earlier = [shot for shot in range(self.num_shots - 1) if self._shots[shot]]
+        scores = self._similarity(caption, [self._shots[shot][0].caption for shot in earlier])
+        ranked = sorted(zip(scores, earlier, strict=True), reverse=True)
+        chosen = {self.num_shots - 1, *(shot for _, shot in ranked[: max(0, room - 1)])} if room else set()
         return tuple(int(shot in chosen) for shot in range(self.num_shots))
 
     def _nearest(self, shot: int, index: int) -> MemoryFrame:

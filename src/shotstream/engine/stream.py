@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shotstream.engine.memory import MemoryFrame, ShotMemory
+from shotstream.engine.memory import MemoryFrame, ShotMemory, ShownFrames
 from shotstream.engine.noise import addressed_noise
-from shotstream.engine.rollout import Context, Rollout, RolloutConfig
+from shotstream.engine.rollout import ChunkAbandoned, Context, Rollout, RolloutConfig
 from shotstream.engine.teacher import TeacherConfig, TeacherRollout
 from shotstream.models.codec import Codec
 from shotstream.models.dit import CaptionKV, DiT
@@ -59,9 +59,15 @@ class Timings:
 
     @contextmanager
     def measure(self, stage: Literal["text", "context", "commit", "denoise", "decode"]) -> Iterator[None]:
-        start = time.perf_counter()
+        start = _now_ms()
         yield
-        setattr(self, stage, getattr(self, stage) + (time.perf_counter() - start) * 1000)
+        setattr(self, stage, getattr(self, stage) + _now_ms() - start)
+
+
+def _now_ms() -> float:
+    if torch.cuda.is_available():  # work is queued there: without this its time would show up in a later stage
+        torch.cuda.synchronize()
+    return time.perf_counter() * 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,17 +150,21 @@ class ShotMaker(Protocol):
     def open_shot(self, context: Context) -> None: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class _PendingCut:
+    shot: Shot
+    take: int
+
+
 @dataclass
 class _RunningShot:
     index: int
     take: int
     shot: Shot
+    num_chunks: int
     context: tuple[MemoryFrame, ...] = ()
     steers: list[str] = field(default_factory=list)
-    num_chunks: int = CHUNKS_PER_SHOT
-    frames: list[npt.NDArray[np.uint8]] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
-    """One per pixel frame shown."""
+    shown: ShownFrames = field(default_factory=ShownFrames)
 
 
 class Stream:
@@ -177,49 +187,62 @@ class Stream:
         self.memory = ShotMemory(preset.slab.context_frames, similarity=engine.similarity)
         self._maker = self._new_maker()
         self._running: _RunningShot | None = None
-        self._next: _RunningShot | None = None
+        self._cut: _PendingCut | None = None
         self._pending_steers: list[str] = []
-        self._next_index = first_shot
+        self._next_index = self._first_index = first_shot
 
     def cut(
         self, caption: str, *, num_chunks: int = CHUNKS_PER_SHOT, steers: Sequence[Steer] = (), take: int = 0
     ) -> None:
-        """End the running shot and open the next one with the following chunk. Pending steers are dropped.
+        """End the running shot and open the next one. Pending steers are dropped.
+
+        Called from another thread while a chunk is being made, it ends that chunk at its next denoise pass: a chunk
+        that nobody will see is not finished.
 
         Args: steers known beforehand; take: number of the rendering, another one draws other noise.
         Raises: ValueError, before anything changes, if a caption is empty or too long.
         """
         shot = Shot(caption=caption, steers=tuple(steers), num_chunks=num_chunks)
         self.engine.check_caption(self._compose(shot, shot.steers_at(num_chunks), self._next_index))
-        self._next = _RunningShot(self._next_index, take, shot, num_chunks=num_chunks)
         self._pending_steers = []
+        self._cut = _PendingCut(shot=shot, take=take)
 
     def steer(self, caption: str) -> None:
         """Change the shot from its next chunk on. A shot that has run its length goes on for a little.
 
         Raises: ValueError, before anything changes, if there is no shot or the caption gets empty or too long.
         """
-        target = self._next or self._running
-        if target is None:
-            raise ValueError("there is no shot to steer yet: cut to one first")
         steer = Steer(chunk=0, caption=caption)
-        ahead = [*target.steers, *self._pending_steers, steer.caption]
-        self.engine.check_caption(self._compose(target.shot, ahead, target.index))
+        cut, running = self._cut, self._running
+        if cut is None and running is None:
+            raise ValueError("there is no shot to steer yet: cut to one first")
+        if cut is not None:
+            composed = self._compose(cut.shot, [*self._pending_steers, caption], self._next_index)
+        elif running is not None:
+            composed = self._compose(running.shot, [*running.steers, *self._pending_steers, caption], running.index)
+        self.engine.check_caption(composed)
         self._pending_steers.append(steer.caption)
 
     def extend(self, num_chunks: int = EXTEND_CHUNKS) -> None:
-        """Let the running shot, or the one about to open, run longer. Raises ValueError if there is none."""
-        target = self._next or self._running
-        if target is None or num_chunks < 1:
-            raise ValueError("extend needs a shot and at least one chunk: cut to a shot first")
-        target.num_chunks += num_chunks
+        """Let the running shot run longer. Raises ValueError if there is none."""
+        if self._running is None or num_chunks < 1:
+            raise ValueError(
+                f"extend needs a running shot and at least one chunk, got {num_chunks}: cut to a shot first"
+            )
+        self._running.num_chunks += num_chunks
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
-        timings = Timings()
-        applied = self._open_next(timings) if self._next else []
+        while True:
+            try:
+                return self._advance(Timings())
+            except ChunkAbandoned:  # a cut came in meanwhile
+                continue
+
+    def _advance(self, timings: Timings) -> Chunk:
+        applied = self._open_next(timings)
         if self._running is None:
             raise StopIteration
         applied += self._apply_steers(self._running)
@@ -244,12 +267,15 @@ class Stream:
         with timings.measure("commit"):
             self._rollout.commit()
         with timings.measure("denoise"):
-            return self._rollout.next_chunk(captions, self._noise(shot, self.chunk_index)).clean
+            noise = self._noise(shot, self.chunk_index)
+            return self._rollout.next_chunk(captions, noise, keep_going=lambda: self._cut is None).clean
 
     def _open_next(self, timings: Timings) -> list[Applied]:
-        assert self._next is not None
+        cut = self._cut
+        if cut is None:
+            return []
         self._remember_running()
-        shot = self._next
+        shot = _RunningShot(self._next_index, cut.take, cut.shot, cut.shot.num_chunks)
         caption = self._compose(shot.shot, shot.shot.steers_at(0), shot.index)
         with timings.measure("text"):
             self.engine.caption_kv(caption)
@@ -257,22 +283,24 @@ class Stream:
             shot.context = self.memory.choose(caption)
             self._maker.open_shot(self._context(shot, caption))
             self._decoder = self.engine.codec.new_decoder_state(1)
-        # Taken only now: if choosing or encoding fails, the cut is still pending.
-        self._running, self._next, self._next_index = shot, None, shot.index + 1
+        # Only now: had choosing or encoding failed, the cut would still be pending. A newer cut stays pending.
+        self._running, self._next_index = shot, shot.index + 1
+        if self._cut is cut:
+            self._cut = None
         return [Applied(kind="cut", caption=shot.shot.caption)]
 
     def _remember_running(self) -> None:
-        if self._running is not None and self._running.frames:
-            self.memory.add_shot(np.concatenate(self._running.frames), self._running.captions)
+        if self._running is not None:
+            self.memory.add_shown(self._running.shown)
         self._running = None
 
     def _apply_steers(self, shot: _RunningShot) -> list[Applied]:
         scheduled = [steer.caption for steer in shot.shot.steers if steer.chunk == self.chunk_index]
         if self._pending_steers and self.chunk_index >= shot.num_chunks:
             shot.num_chunks = self.chunk_index + EXTEND_CHUNKS
-        arrived = [*scheduled, *self._pending_steers] if self.chunk_index < shot.num_chunks else []
+        pending, self._pending_steers = self._pending_steers, []
+        arrived = [*scheduled, *pending] if self.chunk_index < shot.num_chunks else []
         shot.steers += arrived
-        self._pending_steers = []
         return [Applied(kind="steer", caption=caption) for caption in arrived]
 
     def _make_chunk(self, shot: _RunningShot, applied: tuple[Applied, ...], timings: Timings) -> Chunk:
@@ -283,8 +311,7 @@ class Stream:
         latent = self._denoise(shot, captions, timings)
         with timings.measure("decode"):
             frames = self.engine.codec.decode_chunk(latent, self._decoder)[0].cpu().numpy()
-        shot.frames.append(frames)
-        shot.captions += [caption] * len(frames)
+        shot.shown.add(frames, caption)
         return Chunk(
             frames=frames,
             shot=shot.index,

@@ -82,7 +82,7 @@ def tiny_dit(tiny_config: DiTConfig, _fixed_seed: None) -> DiT:
     return DiT(tiny_config)
 
 
-TEXT_LENGTH = 24
+TEXT_LENGTH = 64
 
 
 class WordEncoder:

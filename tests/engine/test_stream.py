@@ -148,7 +148,7 @@ def test_a_shot_longer_than_the_window_keeps_its_caches_small(tiny_engine: Engin
     assert stream._rollout.slab.keys.shape == size
 
 
-@pytest.mark.parametrize("caption", ["", "   ", "word " * 40])
+@pytest.mark.parametrize("caption", ["", "   ", "word " * 80])
 def test_bad_instructions_are_refused_and_lose_nothing(tiny_engine: Engine, caption: str) -> None:
     stream, twin = tiny_engine.stream(), tiny_engine.stream()
     for s in (stream, twin):

@@ -1,0 +1,119 @@
+"""Contact sheets of held-out stories: the truth, the codec's copy of it, the teacher and the student, row by row.
+
+    python -m shotstream.evaluation.sheets -o docs/media
+
+The same six stories every time, so that sheets of different models can be laid side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from shotstream.engine.stream import Engine
+from shotstream.evaluation.film import FilmedShot, Take, film, rendered, through_codec
+from shotstream.storyworld import WorldStory, sample_story
+
+log = logging.getLogger(__name__)
+
+STORIES = (2, 5, 11, 17, 23, 31)
+"""Numbers of the six held-out stories."""
+SHOTS = 4
+PICTURES = 3
+"""Per shot: the first frame, one of the middle, the last."""
+INK, PAPER = (236, 236, 232), (28, 28, 36)
+CAPTION_HEIGHT = 40
+
+Pixels = NDArray[np.uint8]
+
+
+def story_rows(story: WorldStory, engines: Mapping[str, Engine]) -> dict[str, list[FilmedShot]]:
+    """Row title -> shots. The rows are `truth`, `codec` and one per engine."""
+    any_engine = next(iter(engines.values()))
+    size = {"height": any_engine.preset.height, "width": any_engine.preset.width}
+    truth = [rendered(story, index, **size) for index in range(len(story.shots))]
+    rows = {"truth": truth, "codec": [through_codec(shot, any_engine.codec) for shot in truth]}
+    return rows | {name: film(engine, story, Take(seed=story.seed)) for name, engine in engines.items()}
+
+
+def sheet(story: WorldStory, rows: Mapping[str, Sequence[FilmedShot]]) -> Pixels:
+    """One band per shot: its caption, then a row of pictures for each way of making it."""
+    bands = []
+    for index in range(len(story.shots)):
+        strips = [_strip(title, shots[index]) for title, shots in rows.items()]
+        spec = story.shots[index]
+        changes = "".join(f"  [chunk {change.chunk}: {change.caption}]" for change in spec.steers)
+        heading = f"{index + 1}. {story.global_caption + ' | ' if story.global_caption else ''}{spec.caption}{changes}"
+        bands += [_bar(heading, strips[0].shape[1]), *strips]
+    return np.concatenate(bands)
+
+
+def _strip(title: str, shot: FilmedShot) -> Pixels:
+    frames = shot.frames
+    picked = [frames[round(i * (len(frames) - 1) / (PICTURES - 1))] for i in range(PICTURES)]
+    image = Image.fromarray(np.concatenate(picked, axis=1))
+    draw = ImageDraw.Draw(image)
+    draw.text((5, 3), title, fill=INK, stroke_width=2, stroke_fill=PAPER, font=ImageFont.load_default(14))
+    return np.asarray(image)
+
+
+def _bar(text: str, width: int) -> Pixels:
+    """Text in two lines at most."""
+    font = ImageFont.load_default(13)
+    image = Image.new("RGB", (width, CAPTION_HEIGHT), PAPER)
+    draw = ImageDraw.Draw(image)
+    words, lines = text.split(), [""]
+    for word in words:
+        if draw.textlength(f"{lines[-1]} {word}", font=font) > width - 12:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    draw.multiline_text((6, 4), "\n".join(lines[:2]), fill=INK, font=font, spacing=3)
+    return np.asarray(image)
+
+
+def write_sheets(engines: Mapping[str, Engine], folder: Path, stories: Sequence[int] = STORIES) -> list[Path]:
+    """Write `story-N.png` for each story. Returns the paths. Raises ValueError if there is no engine."""
+    if not engines:
+        raise ValueError("contact sheets need at least one model: name student, teacher or both")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in stories:
+        story = sample_story(number, num_shots=SHOTS, split="heldout")
+        paths.append(folder / f"story-{number:02d}.png")
+        Image.fromarray(sheet(story, story_rows(story, engines))).save(paths[-1], optimize=True)
+        log.info("wrote %s", paths[-1])
+    return paths
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Film the six stories with the shipped models, or others, and write their sheets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/media"))
+    parser.add_argument("--models", nargs="+", choices=("teacher", "student"), default=["teacher", "student"])
+    parser.add_argument("--weights", type=Path, help="folder with the models' files")
+    parser.add_argument("--steps", type=int, help="of the teacher")
+    parser.add_argument("--stories", type=int, nargs="+", default=STORIES)
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from shotstream.engine.loading import load
+
+    engines = {
+        name: load(
+            "storyworld",
+            model=name,
+            weights=options.weights,
+            num_steps=options.steps if name == "teacher" else None,
+        )
+        for name in options.models
+    }
+    write_sheets(engines, options.output, options.stories)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Does the text encoder tell a generator what a caption says? Ask before training on its states.
+
+A readout as weak as the generator's own reading (the DiT's text embedding and one cross-attention layer, with a learned
+query per attribute in place of the picture) must recover every attribute that a caption states, and which of two people
+is meant. What it cannot read from frozen states, no generator will.
+
+S captions · L text positions · E width of the readout · D width of a token state · A attributes
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from shotstream.models.text import MiniLMEncoder
+from shotstream.storyworld import ATTRIBUTES, HIDDEN, WorldStory, sample_story
+from shotstream.storyworld.spec import NOBODY
+
+log = logging.getLogger(__name__)
+
+READ = tuple(name for name in ATTRIBUTES if name not in HIDDEN)
+SILENT_DEFAULTS = ("action", "expression", "framing", "camera_motion", "second_character")
+"""Attributes that have their default value where no caption states them."""
+UNSCORED = -100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionSet:
+    """Composed captions and the class of each attribute in each, or UNSCORED."""
+
+    captions: list[str]
+    stated: Tensor
+    """[S, A] class of what the caption says."""
+    silent: Tensor
+    """[S, A] class of what holds because the caption says nothing."""
+    two_people: Tensor
+    """[S] bool."""
+
+
+def caption_set(split: str, num_stories: int, *, first_seed: int = 0) -> CaptionSet:
+    """Composed captions of whole stories, of steered shots also before the first steer."""
+    captions: list[str] = []
+    stated: list[list[int]] = []
+    silent: list[list[int]] = []
+    two: list[bool] = []
+    for seed in range(first_seed, first_seed + num_stories):
+        story = sample_story(seed, split=split)
+        for index, spec in enumerate(story.shots):
+            for chunk in sorted({0, *(change.chunk for change in spec.steers)}):
+                captions.append(story.captions(index, chunk))
+                said = said_attributes(story, index, chunk)
+                labels = spec.labels(chunk)
+                stated.append([_class(name, labels[name]) if name in said else UNSCORED for name in READ])
+                quiet = set(SILENT_DEFAULTS) - said
+                silent.append([_class(name, labels[name]) if name in quiet else UNSCORED for name in READ])
+                two.append(spec.second_character != NOBODY)
+    return CaptionSet(
+        captions=captions, stated=torch.tensor(stated), silent=torch.tensor(silent), two_people=torch.tensor(two)
+    )
+
+
+def said_attributes(story: WorldStory, index: int, chunk: int) -> set[str]:
+    """What the composed caption of a chunk says in words."""
+    spec = story.shots[index]
+    return set(spec.stated) | {change.attribute for change in spec.steers if change.chunk <= chunk}
+
+
+def _class(attribute: str, value: str) -> int:
+    return ATTRIBUTES[attribute].index(value)
+
+
+class LayerEncoder(MiniLMEncoder):
+    """MiniLM read after an earlier layer than its last; layer 6 is the last."""
+
+    def __init__(self, folder: Path | None = None, *, length: int = 64, layer: int = 6) -> None:
+        super().__init__(folder, length=length)
+        blocks = self._model.encoder.layer
+        if not 1 <= layer <= len(blocks):
+            raise ValueError(f"MiniLM has layers 1..{len(blocks)}, got layer {layer}")
+        self._model.encoder.layer = blocks[:layer]
+
+
+@torch.no_grad()
+def encode_captions(encoder: MiniLMEncoder, captions: Sequence[str], *, batch: int = 64) -> Tensor:
+    """Token states [S, L, D] in float16; captions of a like length are encoded together."""
+    order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
+    states = torch.zeros(len(captions), encoder.config.length, encoder.config.width, dtype=torch.float16)
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        with torch.autocast("cpu", torch.bfloat16):
+            states[rows] = encoder.encode([captions[i] for i in rows]).half()
+    return states
+
+
+class Readout(nn.Module):
+    """The DiT's text embedding, one cross-attention layer with a learned query per attribute, linear classes.
+
+    With two hops, queries go on from what all of them found, as those of the DiT's blocks do: "the bear" in one
+    sentence leads to the coat of the bear in another.
+    """
+
+    def __init__(self, text_width: int, *, width: int = 256, num_heads: int = 2, hops: int = 1) -> None:
+        super().__init__()
+        self.embedding = nn.Sequential(
+            nn.Linear(text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.num_heads = num_heads
+        self.queries = nn.Parameter(torch.randn(len(READ), width) / 4)
+        self.key_values = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(hops))
+        self.hops = nn.ModuleList(_Hop(width, num_heads) for _ in range(hops - 1))
+        self.heads = nn.ModuleList(nn.Linear(width, len(ATTRIBUTES[name])) for name in READ)
+
+    def forward(self, states_SLD: Tensor) -> list[Tensor]:
+        """Logits [S, classes], one tensor per attribute of READ."""
+        text_SLE = self.embedding(states_SLD)
+        query_SAE = self.queries.expand(len(text_SLE), -1, -1)
+        read_SAE = self._look(0, query_SAE, text_SLE)
+        for i, hop in enumerate(self.hops):
+            query_SAE = hop(query_SAE, read_SAE)
+            read_SAE = self._look(i + 1, query_SAE, text_SLE)
+        return [head(read_SAE[:, i]) for i, head in enumerate(self.heads)]
+
+    def _look(self, hop: int, query_SAE: Tensor, text_SLE: Tensor) -> Tensor:
+        k_SLE, v_SLE = self.key_values[hop](text_SLE).chunk(2, dim=-1)
+        q_SNAH, k_SNLH, v_SNLH = (
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query_SAE, k_SLE, v_SLE)
+        )
+        # Scale 1: the queries are learned, and start small.
+        read_SNAH = nn.functional.scaled_dot_product_attention(q_SNAH, k_SNLH, v_SNLH, scale=1.0)
+        return read_SNAH.transpose(1, 2).flatten(2)
+
+
+class _Hop(nn.Module):
+    """New queries from the old ones and from what all attributes read."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.share = nn.TransformerEncoderLayer(width, num_heads, 2 * width, dropout=0.0, batch_first=True)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, query_SAE: Tensor, read_SAE: Tensor) -> Tensor:
+        out: Tensor = self.out(self.share(query_SAE + read_SAE)) / 4
+        return out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadoutConfig:
+    """How the readout is trained."""
+
+    steps: int = 1500
+    batch_size: int = 96
+    hops: int = 1
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+def train_readout(states: Tensor, targets: Tensor, config: ReadoutConfig) -> Readout:
+    """Fit a readout to token states [S, L, D] and classes [S, A]."""
+    torch.manual_seed(config.seed)
+    readout = Readout(states.shape[-1], hops=config.hops)
+    optimiser = torch.optim.AdamW(readout.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
+    for step in range(config.steps):
+        rows = torch.randint(len(states), (config.batch_size,))
+        loss = readout_loss(readout, states[rows], targets[rows])
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        if step % 100 == 0:
+            log.info("step %d of %d, loss %.4f", step, config.steps, float(loss))
+    return readout.eval()
+
+
+def readout_loss(readout: Readout, states: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over the scored attributes."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = readout(states.float())
+    losses = [
+        nn.functional.cross_entropy(logit.float(), targets[:, i], ignore_index=UNSCORED, reduction="sum")
+        for i, logit in enumerate(logits)
+    ]
+    return torch.stack(losses).sum() / (targets != UNSCORED).sum()
+
+
+@torch.no_grad()
+def predict(readout: Readout, states: Tensor, *, batch: int = 256) -> Tensor:
+    """Predicted classes [S, A]."""
+    parts = [
+        torch.stack([logit.argmax(-1) for logit in readout(part.float())], 1) for part in torch.split(states, batch)
+    ]
+    return torch.cat(parts)
+
+
+def accuracies(predicted: Tensor, targets: Tensor) -> dict[str, tuple[float, int]]:
+    """Attribute -> (share read correctly, number of captions that count)."""
+    result = {}
+    for i, name in enumerate(READ):
+        counts = targets[:, i] != UNSCORED
+        if counts.any():
+            right = (predicted[counts, i] == targets[counts, i]).double().mean()
+            result[name] = (float(right), int(counts.sum()))
+    return result
+
+
+def summary(predicted: Tensor, captions: CaptionSet) -> dict[str, Mapping[str, tuple[float, int]]]:
+    """Accuracy per attribute: stated; stated where two people are named; left out and therefore the default."""
+    people = captions.two_people
+    return {
+        "stated": accuracies(predicted, captions.stated),
+        "stated_of_two_people": accuracies(predicted[people], captions.stated[people]),
+        "left_out": accuracies(predicted, captions.silent),
+    }
+
+
+def mistakes(predicted: Tensor, captions: CaptionSet, attribute: str, *, limit: int = 20) -> list[tuple[str, str, str]]:
+    """(caption, value that it states, value read) for captions whose attribute was misread."""
+    i, values = READ.index(attribute), ATTRIBUTES[attribute]
+    target = captions.stated[:, i]
+    wrong = ((target != UNSCORED) & (predicted[:, i] != target)).nonzero()[:, 0].tolist()
+    return [(captions.captions[s], values[int(target[s])], values[int(predicted[s, i])]) for s in wrong[:limit]]

@@ -1,0 +1,89 @@
+"""Train the probe, which reads every attribute of the drawn world back from frames.
+
+    python -m shotstream.recipes.probe --out runs/probe --minutes 45
+    python -m shotstream.recipes.probe --out runs/probe2 --init runs/probe/probe.safetensors --codec codec.safetensors
+
+The second command goes on with frames that passed through the codec, which is what generated ones look like.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from shotstream.models.codec import Codec
+from shotstream.models.tiny_codec import TinyCodec
+from shotstream.recipes.runs import parser, start, with_flags
+from shotstream.storyworld.probe import Probe, ProbeConfig, ProbeScores, load_probe, save_probe
+from shotstream.training.probe import ProbeBatch, ProbeDataConfig, ProbeStage, score
+from shotstream.training.trainer import OptimiserConfig, Trainer, TrainerConfig, to_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeRecipe:
+    """Everything that decides a run."""
+
+    trainer: TrainerConfig
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
+    codec: str | None = None
+    init: str | None = None
+    test_chunks: int = 400
+    """Held-out chunks, and as many pictures, on which the finished probe is scored."""
+    seed: int = 0
+
+
+def config(out: str, codec: str | None = None) -> ProbeRecipe:
+    """The recipe of the probe that ships."""
+    optimiser = OptimiserConfig(learning_rate=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.02)
+    trainer = TrainerConfig(out=out, steps=1500, batch_size=32, optimisers={"model": optimiser}, ema_decay=0.995)
+    return ProbeRecipe(trainer=trainer, codec=codec)
+
+
+def run(recipe: ProbeRecipe) -> ProbeScores | None:
+    """Train, or go on training; when the run is complete, score the averaged weights and write `probe.safetensors`."""
+    torch.manual_seed(recipe.seed)
+    probe = load_probe(Path(recipe.init))[0].requires_grad_(True).train() if recipe.init else Probe(recipe.probe)
+    codec = TinyCodec.load(Path(recipe.codec)).eval() if recipe.codec else None
+    stage = ProbeStage(probe, recipe.data, recipe.seed, codec)
+    trainer: Trainer[ProbeBatch] = Trainer(stage, recipe.trainer, recipe=recipe)
+    outcome = trainer.run()
+    if outcome.reason == "stopped":
+        return None
+    with trainer.emas["model"].applied(probe):
+        return _finish(probe.eval(), codec, recipe, outcome.step)
+
+
+def _finish(probe: Probe, codec: Codec | None, recipe: ProbeRecipe, step: int) -> ProbeScores:
+    scores = score(probe, codec, count=recipe.test_chunks)
+    for name, table in scores.accuracy.items():
+        log.info("%-17s %s", name, " ".join(f"{key} {value:.3f}" for key, value in sorted(table.items())))
+    path = Path(recipe.trainer.out) / "probe.safetensors"
+    day = datetime.date.today().isoformat()
+    save_probe(probe, path, scores, recipe=json.dumps(to_json(recipe)), step=str(step), date=day)
+    log.info("wrote %s", path)
+    return scores
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    flags = parser(__doc__, data=False)
+    flags.add_argument("--codec", help="codec that part of the frames, and all test frames, pass through")
+    flags.add_argument("--test-chunks", type=int, default=400)
+    given = flags.parse_args(arguments)
+    start(given)
+    recipe = config(given.out, given.codec)
+    recipe = replace(recipe, trainer=with_flags(recipe.trainer, given), init=given.init, seed=given.seed or 0)
+    run(replace(recipe, test_chunks=given.test_chunks))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,180 @@
+"""The probe: a small classifier that reads every attribute of the drawn world back from pixels.
+
+It looks at one chunk at a time, four of its frames stacked as channels, so that actions and camera motion can be told
+from how things move; a still picture counts as four equal frames. Each attribute has a query of its own that attends
+to where in the picture it can be read. Trained on renders (`shotstream.recipes.probe`); only torch is needed to use it.
+
+N chunks · T pixel frames of a chunk · K frames looked at · C channels · E width of the features · A attributes
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shotstream.storyworld.spec import ATTRIBUTES
+
+FORMAT = "shotstream.probe.1"
+HEIGHT, WIDTH = 192, 320
+NEEDED_ACCURACY = 0.97
+"""An attribute is scored at a framing where the probe reads it this well from renders through the codec."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig:
+    """Sizes of the probe, and what it may be asked."""
+
+    attributes: tuple[str, ...] = tuple(ATTRIBUTES)
+    num_frames: int = 4
+    widths: tuple[int, int, int] = (48, 80, 128)
+    """Channels at strides 4, 8 and 16. Nothing but one convolution is computed at stride 4: it would cost most."""
+    blocks: tuple[int, int] = (2, 2)
+    """Residual blocks at strides 8 and 16."""
+    channels_per_norm_group: int = 16
+
+    def __post_init__(self) -> None:
+        unknown = set(self.attributes) - set(ATTRIBUTES)
+        if unknown:
+            raise ValueError(f"the world has no attributes {sorted(unknown)}: it has {', '.join(ATTRIBUTES)}")
+        if any(width % self.channels_per_norm_group for width in self.widths[1:]):
+            raise ValueError(f"widths {self.widths} must be multiples of {self.channels_per_norm_group}")
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, channels_per_group: int) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(width // channels_per_group, width)
+        self.conv_in = nn.Conv2d(width, width, 3, padding=1)
+        self.norm_out = nn.GroupNorm(width // channels_per_group, width)
+        self.conv_out = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        h_NCHW = self.conv_in(F.silu(self.norm_in(x_NCHW)))
+        out: Tensor = x_NCHW + self.conv_out(F.silu(self.norm_out(h_NCHW)))
+        return out
+
+
+class Probe(nn.Module):
+    """Frames in, one distribution per attribute out."""
+
+    def __init__(self, config: ProbeConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or ProbeConfig()
+        fine, middle, channels = config.widths
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3 * config.num_frames, fine, 5, stride=4, padding=2),
+            nn.SiLU(),
+            nn.Conv2d(fine, middle, 3, stride=2, padding=1),
+            *(_Block(middle, config.channels_per_norm_group) for _ in range(config.blocks[0])),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * middle, channels, 1),
+            *(_Block(channels, config.channels_per_norm_group) for _ in range(config.blocks[1])),
+        )
+        self.norm = nn.GroupNorm(channels // config.channels_per_norm_group, channels)
+        self.queries = nn.Parameter(torch.randn(len(config.attributes), channels) / channels**0.5)
+        self.value = nn.Linear(channels, channels)
+        self.heads = nn.ModuleList(nn.Linear(channels, len(ATTRIBUTES[name])) for name in config.attributes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def features(self, frames_NKHWC: Tensor) -> Tensor:
+        """What each attribute's query sees, [N, A, E], of uint8 frames or floats in [0, 1] [N, K, H, W, 3]."""
+        self._check(frames_NKHWC)
+        x = frames_NKHWC.float() / 255 if frames_NKHWC.dtype == torch.uint8 else frames_NKHWC
+        x_NCHW = (x * 4 - 2).movedim(-1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        x_NSE = self.norm(self.trunk(x_NCHW)).flatten(2).transpose(1, 2)
+        scores_NAS = torch.einsum("ae,nse->nas", self.queries, x_NSE)
+        return torch.einsum("nas,nse->nae", scores_NAS.softmax(-1), F.silu(self.value(x_NSE)))
+
+    def forward(self, frames_NKHWC: Tensor) -> dict[str, Tensor]:
+        """Logits [N, classes] per attribute, classes in the order of `ATTRIBUTES`."""
+        seen_NAE = self.features(frames_NKHWC)
+        names = self.config.attributes
+        return {name: head(seen_NAE[:, i]) for i, (name, head) in enumerate(zip(names, self.heads, strict=True))}
+
+    @torch.no_grad()
+    def read(self, frames_NTHWC: Tensor) -> list[dict[str, str]]:
+        """The likeliest value of every attribute in each of N chunks, uint8 [N, T, H, W, 3]; T = 1 is a picture.
+
+        Raises: ValueError unless frames are 192 x 320 pixels in RGB.
+        """
+        chosen = list(frames_looked_at(frames_NTHWC.shape[1], self.config.num_frames))
+        logits = self(frames_NTHWC[:, chosen])
+        best = {name: logit.argmax(-1).tolist() for name, logit in logits.items()}
+        return [{name: ATTRIBUTES[name][best[name][i]] for name in best} for i in range(len(frames_NTHWC))]
+
+    def _check(self, frames: Tensor) -> None:
+        expected = (self.config.num_frames, HEIGHT, WIDTH, 3)
+        if frames.ndim != 5 or tuple(frames.shape[1:]) != expected:
+            raise ValueError(f"the probe looks at frames {['N', *expected]}, got {list(frames.shape)}")
+
+
+def frames_looked_at(num_frames: int, count: int = 4) -> tuple[int, ...]:
+    """Frames of a chunk that the probe looks at: evenly spaced up to the last, where a change has taken full effect.
+
+    (2, 5, 8, 11) of 12, (2, 4, 6, 8) of 9, the same frame four times of 1.
+    """
+    if num_frames < 1:
+        raise ValueError(f"a chunk has at least one frame, got {num_frames}")
+    spacing = num_frames // count
+    return tuple(num_frames - 1 - spacing * back for back in reversed(range(count)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeScores:
+    """How well a probe reads held-out renders through the codec: attribute -> framing -> accuracy."""
+
+    accuracy: Mapping[str, Mapping[str, float]]
+    still_accuracy: Mapping[str, Mapping[str, float]]
+    """The same for single pictures."""
+
+    def scored(self, attribute: str, framing: str, *, still: bool = False) -> bool:
+        """Whether a reading of this attribute at this framing is to be trusted."""
+        table = self.still_accuracy if still else self.accuracy
+        return table.get(attribute, {}).get(framing, 0.0) >= NEEDED_ACCURACY
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def save_probe(probe: Probe, path: Path, scores: ProbeScores, **metadata: str) -> None:
+    """Write weights in bfloat16, config and scores in the metadata."""
+    tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in probe.state_dict().items()}
+    config = json.dumps(asdict(probe.config))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, {"format": FORMAT, "config": config, "scores": scores.to_json(), **metadata})
+
+
+def load_probe(path: Path) -> tuple[Probe, ProbeScores]:
+    """Read a probe and how far it can be trusted.
+
+    Raises: ValueError if the file is missing, is no probe, or knows other attributes than this version of the world.
+    """
+    if not path.is_file():
+        raise ValueError(f"no probe at {path}: train one with `shotstream train probe`, or pass --probe FILE")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a probe of format {FORMAT}, got {metadata.get('format')!r}")
+    values: dict[str, Any] = {k: _tuples(v) for k, v in json.loads(metadata["config"]).items()}
+    probe = Probe(ProbeConfig(**values))
+    probe.load_state_dict(tensors)
+    return probe.eval().requires_grad_(False), ProbeScores.from_json(metadata["scores"])
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -1,0 +1,90 @@
+"""Intervals, chance and distances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shotstream.evaluation.metrics import (
+    Answer,
+    Tally,
+    chance_agreement,
+    frechet_distance,
+    normalised_entropy,
+    paired_difference,
+    share_right,
+    sharpness,
+)
+
+
+def answers(stories: int, per_story: int, right: float, seed: int = 0) -> list[Answer]:
+    rng = np.random.default_rng(seed)
+    return [
+        Answer(story=story, wanted="red", read="red" if rng.random() < right else "blue")
+        for story in range(stories)
+        for _ in range(per_story)
+    ]
+
+
+def test_the_interval_holds_the_share_and_narrows_with_more_stories():
+    few, many = share_right(answers(10, 3, 0.7)), share_right(answers(1000, 3, 0.7))
+    for measure in (few, many):
+        assert measure.low <= measure.value <= measure.high
+    assert many.high - many.low < few.high - few.low
+    assert many.low < 0.7 < many.high
+
+
+def test_stories_not_readings_decide_the_interval():
+    alike = [Answer(story=s, wanted="a", read="a" if s % 2 else "b") for s in range(20) for _ in range(50)]
+    lone = [Answer(story=s, wanted="a", read="a" if s % 2 else "b") for s in range(20)]
+    wide, same = share_right(alike), share_right(lone)
+    assert wide.high - wide.low == pytest.approx(same.high - same.low)
+
+
+def test_always_answering_the_same_is_chance():
+    wanted = ["red", "blue", "jade", "red"]
+    stubborn = [Answer(story=i, wanted=w, read="red") for i, w in enumerate(wanted)]
+    measure = share_right(stubborn)
+    assert measure.value == pytest.approx(chance_agreement(stubborn))
+    assert measure.chance == pytest.approx(0.5)
+
+
+def test_no_answers_have_no_share():
+    with pytest.raises(ValueError, match="no answers"):
+        share_right([])
+
+
+def test_a_tally_pools_what_stories_add():
+    one, two = Tally(), Tally()
+    one.add("mark", 0, "red", "red")
+    two.add("mark", 1, "red", "blue")
+    one.update(two)
+    assert one.measures()["mark"].value == 0.5
+    assert one.measures()["mark"].stories == 2
+
+
+def test_a_paired_difference_uses_the_stories_both_tell():
+    ours, theirs = answers(50, 4, 0.9, seed=1), answers(60, 4, 0.5, seed=2)
+    difference = paired_difference(ours, theirs)
+    assert difference.stories == 50
+    assert difference.low < 0.4 < difference.high
+    assert paired_difference(ours, ours).value == 0
+
+
+def test_entropy_is_one_for_all_values_alike_and_zero_for_one():
+    assert normalised_entropy(["a", "b", "c", "d"] * 3, 4) == pytest.approx(1)
+    assert normalised_entropy(["a"] * 5, 4) == pytest.approx(0)
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((20000, 3))
+    b = 2 * rng.standard_normal((20000, 3)) + 1
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(3 * 1 + 3 * (1 + 4 - 2 * 2), rel=0.05)
+
+
+def test_a_blurred_picture_is_less_sharp():
+    frames = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    blurred = ((frames[:, 1:].astype(int) + frames[:, :-1]) // 2).astype(np.uint8)
+    assert sharpness(blurred) < sharpness(frames)

@@ -1,0 +1,189 @@
+"""The suite measures what it says: perfect readings get everything, and each failing is seen in its own number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("skia", reason="evaluation draws the truth: pip install 'shotstream[eval]'")
+
+from shotstream.engine.stream import Engine
+from shotstream.evaluation.film import FilmedShot, Take, film, rendered, split_chunks, through_codec, with_uniform_marks
+from shotstream.evaluation.report import results, write_results
+from shotstream.evaluation.suite import (
+    Reading,
+    SuiteConfig,
+    evaluate,
+    evaluate_story,
+    following,
+    memory,
+    own_memory,
+    steering,
+)
+from shotstream.storyworld import ATTRIBUTES, WorldStory, sample_story
+from shotstream.storyworld.probe import ProbeScores
+
+FAST = SuiteConfig(stories=2, shots=2, num_chunks=2)
+SCORES = ProbeScores(accuracy={}, still_accuracy={})
+
+
+class Oracle:
+    """Trusted everywhere; says what it is told to say."""
+
+    def __init__(self, reading: Reading | None = None) -> None:
+        self.reading = reading or {name: values[0] for name, values in ATTRIBUTES.items()}
+
+    def read(self, shot: FilmedShot) -> list[Reading]:
+        return [self.reading for _ in shot.chunks]
+
+    def scored(self, attribute: str, framing: str) -> bool:
+        return True
+
+
+def perfect(story: WorldStory) -> list[list[Reading]]:
+    return [[spec.labels(chunk) for chunk in range(7)] for spec in story.shots]
+
+
+def changed(readings: Sequence[Sequence[Reading]], **values: str) -> list[list[Reading]]:
+    return [[{**reading, **values} for reading in shot] for shot in readings]
+
+
+def stories(count: int = 30) -> list[WorldStory]:
+    return [sample_story(seed, num_shots=4, split="heldout") for seed in range(count)]
+
+
+def test_perfect_readings_score_one_everywhere():
+    for story in stories():
+        readings = perfect(story)
+        tally = following(Oracle(), story, 0, readings)
+        tally.update(memory(Oracle(), story, 0, readings))
+        tally.update(own_memory(Oracle(), story, 0, readings))
+        wrong = {name for name, measure in tally.measures().items() if measure.value < 1}
+        assert not wrong - {"first_mark"}
+
+
+def test_every_kind_of_question_occurs():
+    names: set[str] = set()
+    for story in stories(60):
+        names |= following(Oracle(), story, 0, perfect(story)).answers.keys()
+        names |= memory(Oracle(), story, 0, perfect(story)).answers.keys()
+    said = {f"said/{name}" for name in ("character", "clothing", "place", "action", "expression", "framing", "weather")}
+    assert names >= said | {"pronoun", "left_out/action", "two_people/character", "unseen_pair/place"}
+    assert names >= {"hidden_mark", "hidden_mark/shot_04", "layout", "tint"}
+
+
+def test_a_model_that_always_draws_the_same_hat_fails_the_hidden_mark():
+    answers = []
+    for number, plain in enumerate(stories(80)):
+        story = with_uniform_marks(plain, np.random.default_rng(number))
+        stubborn = changed(perfect(story), mark="crimson", second_mark="crimson")
+        answers += memory(Oracle(), story, number, stubborn).answers.get("hidden_mark", [])
+    share = np.mean([answer.right for answer in answers])
+    assert share < 0.3
+
+
+def test_own_memory_holds_later_shots_to_the_first_not_to_the_truth():
+    steady = [s for s in stories() if s.shots[0].character == s.shots[1].character]
+    story = steady[0]
+    readings = changed(perfect(story), mark="ivory")
+    assert own_memory(Oracle(), story, 0, readings).measures()["own_hidden_mark"].value == 1
+    readings[1] = changed([readings[1]], mark="jade")[0]
+    assert own_memory(Oracle(), story, 0, readings).measures()["own_hidden_mark"].value < 1
+
+
+def steered_shot() -> tuple[WorldStory, int]:
+    for story in stories(60):
+        for index, spec in enumerate(story.shots):
+            if [change.attribute for change in spec.steers] == ["expression"] and spec.steers[0].chunk <= 4:
+                return story, index
+    raise AssertionError("no steered shot among the stories")
+
+
+def test_a_steer_counts_only_if_it_shows_soon_and_would_not_have_shown_anyway():
+    story, index = steered_shot()
+    spec = story.shots[index]
+    steered = [spec.labels(chunk) for chunk in range(7)]
+    plain = [replace(spec, steers=()).labels(chunk) for chunk in range(7)]
+
+    def share(steered: list[Reading], twin: list[Reading]) -> float:
+        return steering(Oracle(), story, 0, index, steered, twin).measures()["steering"].value
+
+    late = [plain[c] if c < spec.steers[0].chunk + 2 else steered[c] for c in range(7)]
+    assert share(steered, plain) == 1
+    assert share(steered, steered) == 0
+    assert share(plain, plain) == 0
+    assert share(late, plain) == 0
+
+
+def test_a_story_that_begins_with_given_shots_goes_on_as_if_they_had_been_made_here(tiny_engine: Engine):
+    story = sample_story(3, num_shots=3, split="train")
+    shots = film(tiny_engine, story, Take(seed=5, num_chunks=2))
+    again = film(tiny_engine, story, Take(seed=5, given=shots[:2], num_chunks=2))
+    assert np.array_equal(again[2].frames, shots[2].frames)
+
+
+def test_a_twin_is_the_same_until_its_steer(tiny_engine: Engine):
+    story, index = steered_shot()
+    chunk = story.shots[index].steers[0].chunk
+    earlier = film(tiny_engine, story, Take(seed=1, last_shot=index))
+    steered = earlier[index]
+    take = Take(seed=1, given=earlier[:index], last_shot=index, steered=False)
+    twin = film(tiny_engine, story, take)[-1]
+    assert all(np.array_equal(steered.chunks[c], twin.chunks[c]) for c in range(chunk))
+    assert not np.array_equal(steered.chunks[chunk], twin.chunks[chunk])
+
+
+def test_without_memory_what_was_given_does_not_matter(tiny_engine: Engine):
+    story = sample_story(4, num_shots=2)
+    size = {"height": 32, "width": 64, "num_chunks": 2}
+    one = rendered(story, 0, **size)
+    other = rendered(with_uniform_marks(story, np.random.default_rng(3)), 1, **size)
+
+    def second(given: FilmedShot, remember: bool) -> np.ndarray:
+        return film(tiny_engine, story, Take(seed=0, given=(given,), remember=remember, num_chunks=2))[1].frames
+
+    assert np.array_equal(second(one, remember=False), second(other, remember=False))
+    assert not np.array_equal(second(one, remember=True), second(other, remember=True))
+
+
+def test_chunks_of_renders_are_those_of_a_stream(tiny_engine: Engine):
+    story = sample_story(4, num_shots=1)
+    shot = rendered(story, 0, height=32, width=64)
+    assert [len(chunk) for chunk in shot.chunks] == [9, *[12] * 6]
+    assert [len(chunk) for chunk in split_chunks(shot.frames)] == [9, *[12] * 6]
+    copy = through_codec(shot, tiny_engine.codec)
+    assert [chunk.shape for chunk in copy.chunks] == [chunk.shape for chunk in shot.chunks]
+
+
+def test_the_whole_suite_runs_on_an_untrained_model(tiny_engine: Engine, tmp_path: Path):
+    finished = list(evaluate(tiny_engine, Oracle(), FAST))
+    path = tmp_path / "results" / "storyworld.json"
+    write_results(path, "student", results(finished, SCORES, FAST))
+    write_results(path, "teacher", results(finished, SCORES, FAST))
+    content = json.loads(path.read_text())
+    assert {"ceiling", "student", "teacher", "prompt_following_of_ceiling", "layout_recall"} <= content.keys()
+    assert {"value", "low", "high", "chance"} <= content["student"]["said/character"].keys()
+    assert content["student_details"]["frames_per_second"] > 0
+    assert "said/character" in path.with_suffix(".md").read_text()
+
+
+def test_a_journal_keeps_finished_stories(tiny_engine: Engine, tmp_path: Path):
+    journal = tmp_path / "journal.jsonl"
+    one = replace(FAST, stories=1)
+    first = list(evaluate(tiny_engine, Oracle(), one, journal))
+    lines = journal.read_text()
+    again = list(evaluate(tiny_engine, Oracle({}), one, journal))
+    assert journal.read_text() == lines
+    assert again[0].model.measures() == first[0].model.measures()
+    assert again[0].ceiling.measures() == first[0].ceiling.measures()
+
+
+def test_parts_can_be_left_out(tiny_engine: Engine):
+    result = evaluate_story(tiny_engine, Oracle(), 0, replace(FAST, parts=("memory",)))
+    assert not result.ceiling.answers
+    assert not any(name.startswith("said/") for name in result.model.answers)

@@ -140,7 +140,7 @@ class _Hop(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.share = nn.TransformerEncoderLayer(width, num_heads, 2 * width, dropout=0.0, batch_first=True)
+        self.share = nn.TransformerEncoderLayer(width, num_heads, width, dropout=0.0, batch_first=True)
         self.out = nn.Linear(width, width)
 
     def forward(self, query_SAE: Tensor, read_SAE: Tensor) -> Tensor:
@@ -154,7 +154,9 @@ class ReadoutConfig:
 
     steps: int = 1500
     batch_size: int = 96
+    width: int = 256
     hops: int = 1
+    """Cross-attention layers."""
     learning_rate: float = 2e-3
     seed: int = 0
 
@@ -162,7 +164,7 @@ class ReadoutConfig:
 def train_readout(states: Tensor, targets: Tensor, config: ReadoutConfig) -> Readout:
     """Fit a readout to token states [S, L, D] and classes [S, A]."""
     torch.manual_seed(config.seed)
-    readout = Readout(states.shape[-1], hops=config.hops)
+    readout = Readout(states.shape[-1], width=config.width, hops=config.hops)
     optimiser = torch.optim.AdamW(readout.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
     for step in range(config.steps):
@@ -173,7 +175,7 @@ def train_readout(states: Tensor, targets: Tensor, config: ReadoutConfig) -> Rea
         optimiser.step()
         schedule.step()
         if step % 100 == 0:
-            log.info("step %d of %d, loss %.4f", step, config.steps, float(loss))
+            log.info("step %d of %d, loss %.4f", step, config.steps, float(loss.detach()))
     return readout.eval()
 
 

@@ -1,0 +1,75 @@
+"""The check of the text path: it knows what a caption says, and tells readable states from unreadable ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("skia", reason="captions come from the drawn world: pip install 'shotstream[world]'")
+
+from shotstream.evaluation.text_path import (
+    READ,
+    UNSCORED,
+    ReadoutConfig,
+    accuracies,
+    caption_set,
+    mistakes,
+    predict,
+    said_attributes,
+    train_readout,
+)
+from shotstream.storyworld import ATTRIBUTES, HIDDEN, sample_story
+
+
+def test_hidden_attributes_are_never_asked_for():
+    assert not set(READ) & set(HIDDEN)
+
+
+def test_each_caption_has_the_classes_of_what_it_says():
+    captions = caption_set("heldout", 12)
+    framing = READ.index("framing")
+    for caption, row in zip(captions.captions, captions.stated.tolist(), strict=True):
+        if row[READ.index("character")] != UNSCORED:
+            assert ATTRIBUTES["character"][row[READ.index("character")]] in caption
+        if row[framing] != UNSCORED:
+            assert any(word in caption.lower() for word in ("shot", "view", "close-up"))
+    both = (captions.stated != UNSCORED) & (captions.silent != UNSCORED)
+    assert not both.any()
+
+
+def test_a_steer_is_said_from_its_chunk_on():
+    for seed in range(40):
+        story = sample_story(seed)
+        for index, spec in enumerate(story.shots):
+            for change in spec.steers:
+                before, after = (said_attributes(story, index, change.chunk + shift) for shift in (-1, 0))
+                assert change.attribute in after
+                assert change.attribute in before or change.attribute not in spec.stated
+
+
+@pytest.mark.parametrize("hops", [1, 2])
+def test_a_readout_finds_what_a_token_says_and_nothing_in_noise(hops: int):
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randn(8, 16, generator=generator)
+    said = torch.randint(8, (256,), generator=generator)
+    states = 0.3 * torch.randn(256, 6, 16, generator=generator)
+    states[torch.arange(256), torch.randint(6, (256,), generator=generator)] = words[said]
+    targets = torch.full((256, len(READ)), UNSCORED)
+    targets[:, READ.index("character")] = said
+    config = ReadoutConfig(steps=50, batch_size=16, width=32, hops=hops, learning_rate=1e-2)
+    readable = predict(train_readout(states[:192], targets[:192], config), states[192:])
+    assert accuracies(readable, targets[192:])["character"][0] > 0.8
+    shuffled = targets[torch.randperm(256, generator=generator)]
+    unreadable = predict(train_readout(states[:192], shuffled[:192], config), states[192:])
+    assert accuracies(unreadable, targets[192:])["character"][0] < 0.5
+
+
+def test_mistakes_name_the_caption_and_both_values():
+    captions = caption_set("heldout", 4)
+    predicted = captions.stated.clamp(min=0)
+    place = READ.index("place")
+    assert not mistakes(predicted, captions, "place")
+    predicted[:, place] = (predicted[:, place] + 1) % len(ATTRIBUTES["place"])
+    caption, stated, read = mistakes(predicted, captions, "place", limit=1)[0]
+    assert caption in captions.captions
+    assert stated != read

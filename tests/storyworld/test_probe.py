@@ -1,0 +1,130 @@
+"""The probe and what it learns from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("skia", reason="the drawn world needs skia-python: pip install 'shotstream[world]'")
+
+from shotstream.storyworld import ATTRIBUTES, held_out_pairs, sample_story
+from shotstream.storyworld.probe import Probe, ProbeConfig, ProbeScores, frames_looked_at, load_probe, save_probe
+from shotstream.training.probe import (
+    UNSEEN,
+    ProbeDataConfig,
+    ProbeStage,
+    accuracy_by_framing,
+    classes_of,
+    heldout_examples,
+    random_spec,
+)
+
+SMALL = ProbeConfig(widths=(8, 16, 16), blocks=(1, 1))
+SCORES = ProbeScores(accuracy={"mark": {"wide": 0.99, "medium": 0.5}}, still_accuracy={"mark": {"wide": 0.9}})
+
+
+def test_it_looks_at_the_end_of_a_chunk_where_changes_are_complete():
+    assert frames_looked_at(12) == (2, 5, 8, 11)
+    assert frames_looked_at(9) == (2, 4, 6, 8)
+    assert frames_looked_at(1) == (0, 0, 0, 0)
+
+
+def test_every_chunk_gets_a_value_of_every_attribute():
+    frames = torch.randint(0, 255, (2, 12, 192, 320, 3), dtype=torch.uint8)
+    for reading in Probe(SMALL).read(frames):
+        assert reading.keys() == ATTRIBUTES.keys()
+        assert all(value in ATTRIBUTES[name] for name, value in reading.items())
+
+
+def test_bytes_and_floats_are_the_same_picture():
+    probe = Probe(SMALL)
+    frames = torch.randint(0, 255, (1, 4, 192, 320, 3), dtype=torch.uint8)
+    torch.testing.assert_close(probe.features(frames), probe.features(frames / 255), rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="320"):
+        Probe(SMALL).read(torch.zeros(1, 12, 96, 160, 3, dtype=torch.uint8))
+
+
+def test_a_saved_probe_reads_the_same(tmp_path: Path):
+    probe = Probe(SMALL)
+    probe.load_state_dict({name: value.bfloat16().float() for name, value in probe.state_dict().items()})
+    save_probe(probe, tmp_path / "probe.safetensors", SCORES)
+    again, scores = load_probe(tmp_path / "probe.safetensors")
+    frames = torch.randint(0, 255, (1, 4, 192, 320, 3), dtype=torch.uint8)
+    torch.testing.assert_close(again.features(frames), probe.features(frames))
+    assert scores == SCORES
+
+
+def test_a_missing_probe_says_how_to_get_one(tmp_path: Path):
+    with pytest.raises(ValueError, match="train probe"):
+        load_probe(tmp_path / "none.safetensors")
+
+
+def test_an_attribute_counts_only_where_it_is_read_well():
+    assert SCORES.scored("mark", "wide")
+    assert not SCORES.scored("mark", "medium")
+    assert not SCORES.scored("mark", "close-up")
+    assert not SCORES.scored("mark", "wide", still=True)
+    assert not SCORES.scored("place", "wide")
+
+
+def test_its_shots_include_the_pairs_that_stories_hold_back():
+    rng = np.random.default_rng(0)
+    specs = [random_spec(rng, ProbeDataConfig()) for _ in range(600)]
+    pairs = {(s.character, name, getattr(s, name)) for s in specs for name in ("place", "action", "mark")}
+    assert len(pairs & held_out_pairs()) > len(held_out_pairs()) / 2
+    assert any(s.second_character != "none" for s in specs)
+
+
+def test_classes_are_the_labels_where_the_frames_show_them():
+    story = sample_story(5, num_shots=12)
+    for spec in story.shots:
+        classes = classes_of(spec, 3, still=False)
+        labels = spec.labels(3)
+        seen = {name: c for name, c in classes.items() if c != UNSEEN}
+        assert all(ATTRIBUTES[name][c] == labels[name] for name, c in seen.items())
+        assert ("layout" in seen) == (spec.framing != "close-up")
+        assert classes_of(spec, 3, still=True)["camera_motion"] == UNSEEN
+
+
+def test_a_batch_depends_on_its_address_alone():
+    config = replace(ProbeDataConfig(), period=2, repeats=2)
+    one, two = ProbeStage(Probe(SMALL), config, seed=1), ProbeStage(Probe(SMALL), config, seed=1)
+    one.batch(0, range(2))
+    first, second = one.batch(5, range(2)), two.batch(5, range(2))
+    assert torch.equal(first.frames, second.frames)
+    assert all(torch.equal(first.classes[name], second.classes[name]) for name in ATTRIBUTES)
+    again = two.batch(7, range(2))  # the same chunks as at step 5, spoilt anew
+    assert torch.equal(again.classes["place"], first.classes["place"])
+    assert not torch.equal(again.frames, first.frames)
+
+
+def test_a_few_steps_learn_something():
+    torch.manual_seed(0)
+    probe = Probe(SMALL)
+    stage = ProbeStage(probe, ProbeDataConfig(largest_noise=0, largest_blur=1), seed=0)
+    batch = stage.batch(0, range(8))
+    optimiser = torch.optim.AdamW(probe.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(15):
+        loss = next(iter(stage.losses(batch, 0))).value
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_accuracy_is_counted_by_framing_and_only_where_seen():
+    probe = Probe(SMALL)
+    examples = heldout_examples(6, None, still=True)
+    table = accuracy_by_framing(probe, examples)
+    assert "camera_motion" not in table
+    assert set(table["place"]) == {"all", *(example.framing for example in examples)}
+    assert all(0 <= value <= 1 for row in table.values() for value in row.values())

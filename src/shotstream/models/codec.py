@@ -66,7 +66,9 @@ class Codec(Protocol):
 
 def to_uint8(pixels_BTCHW: Tensor) -> Tensor:
     """Floats [B, T, 3, H, W] in [0, 1] to what a screen takes, uint8 [B, T, H, W, 3] (clamped, rounded)."""
-    return pixels_BTCHW.float().clamp(0, 1).mul(255).round().to(torch.uint8).movedim(2, -1).contiguous()
+    # Adding a half and cutting off is rounding, at a fraction of the price of round() on a CPU.
+    levels = pixels_BTCHW.float().mul(255).add_(0.5).clamp_(0, 255)
+    return levels.to(torch.uint8).movedim(2, -1).contiguous()
 
 
 def from_uint8(frames_BTHWC: Tensor) -> Tensor:

@@ -278,8 +278,10 @@ def _decide(rng: random.Random, specs: Sequence[ShotSpec], index: int, facts: _F
     wet_before = any(s.weather != "clear" or any(c.attribute == "weather" for c in s.steers) for s in specs[:index])
     steered_here = any(c.attribute == "weather" for s in specs[:index] if s.place == spec.place for c in s.steers)
     outdoors = len(PLACES[spec.place].weathers) > 1
-    dressed = bool(spec.recall_sources("clothing")) or spec.character in facts.clothed
-    second_dressed = bool(spec.recall_sources("second_clothing")) or spec.second_character in facts.clothed
+    # Whose of two coats is whose is hard to read from the global caption: mostly said again when they first appear.
+    clothed = facts.clothed if len(facts.clothed) == 1 else frozenset()
+    dressed = bool(spec.recall_sources("clothing")) or spec.character in clothed
+    second_dressed = bool(spec.recall_sources("second_clothing")) or spec.second_character in clothed
     told_time = facts.place_time and facts.place == spec.place
     wanted = {
         "character": not clear_who or maybe(0.45),

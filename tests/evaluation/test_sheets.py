@@ -1,0 +1,37 @@
+"""Contact sheets show every way of making a story, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("skia", reason="sheets draw the truth: pip install 'shotstream[eval]'")
+
+from shotstream.engine.stream import Engine
+from shotstream.evaluation.sheets import CAPTION_HEIGHT, PICTURES, sheet, story_rows, write_sheets
+from shotstream.storyworld import sample_story
+
+
+def test_a_sheet_has_a_row_for_truth_codec_and_each_model(tiny_engine: Engine):
+    story = sample_story(2, num_shots=1, split="heldout")
+    rows = story_rows(story, {"student": tiny_engine})
+    assert list(rows) == ["truth", "codec", "student"]
+    picture = sheet(story, rows)
+    height, width = tiny_engine.preset.height, tiny_engine.preset.width
+    assert picture.shape == (CAPTION_HEIGHT + 3 * height, PICTURES * width, 3)
+    first = rows["truth"][0].frames[0]
+    assert np.array_equal(picture[CAPTION_HEIGHT + 25 : CAPTION_HEIGHT + height, 0:width], first[25:])
+
+
+def test_sheets_are_written_one_per_story(tiny_engine: Engine, tmp_path: Path):
+    paths = write_sheets({"student": tiny_engine}, tmp_path / "media", stories=[3])
+    assert [path.name for path in paths] == ["story-03.png"]
+    assert Image.open(paths[0]).width == PICTURES * tiny_engine.preset.width
+
+
+def test_no_model_is_an_error(tmp_path: Path):
+    with pytest.raises(ValueError, match="at least one model"):
+        write_sheets({}, tmp_path)

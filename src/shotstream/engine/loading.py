@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from shotstream.engine.fake import FAKE, FakeEngine
 from shotstream.engine.stream import Engine, TeacherEngine
 from shotstream.models.checkpoint import load_dit
 from shotstream.models.codec import Codec
@@ -27,11 +28,14 @@ def load(
 ) -> Engine:
     """Load everything a preset needs.
 
-    Args: weights is a folder, or a file with the student or teacher; None looks in the package, then the hub.
+    Args: preset "fake" needs no weights: it draws numbered pictures at a set pace, for building and testing a player.
+        weights is a folder, or a file with the student or teacher; None looks in the package, then the hub.
         device defaults to CUDA where there is one; dtype to bfloat16 where the device is fast in it.
         num_steps: Euler steps of the teacher.
     Raises: ValueError naming what is missing or does not fit, and the way out.
     """
+    if preset == FAKE.name:
+        return FakeEngine()
     config = get_preset(preset) if isinstance(preset, str) else preset
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = dtype or default_dtype(place)

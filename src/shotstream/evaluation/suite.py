@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 PROBE_FILE = PACKAGE_WEIGHTS / "storyworld" / "probe.safetensors"
 STEER_CHUNKS = 2
 """A steer has this many chunks to show."""
+LONG_SHOTS = 12
+LONG_SEED = 100_000
+"""Added to the seeds of long stories, so that they are stories of their own."""
 MARK_ATTRIBUTES = ("mark", "second_mark")
 PLACE_ATTRIBUTES = ("layout", "tint")
 
@@ -81,6 +84,8 @@ class SuiteConfig:
 
     stories: int = 50
     shots: int = 4
+    long_stories: int = 0
+    """Stories of `LONG_SHOTS` shots, beside the others."""
     first_seed: int = 0
     """Of the held-out stories."""
     num_chunks: int = NUM_CHUNKS
@@ -91,6 +96,13 @@ class SuiteConfig:
     def __post_init__(self) -> None:
         if self.stories < 1 or self.shots < 2:
             raise ValueError(f"need at least one story of two shots, got {self.stories} of {self.shots}")
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        """Number of each story -> its shots."""
+        short = range(self.first_seed, self.first_seed + self.stories)
+        long = range(self.first_seed + LONG_SEED, self.first_seed + LONG_SEED + self.long_stories)
+        return dict.fromkeys(short, self.shots) | dict.fromkeys(long, LONG_SHOTS)
 
 
 @dataclass
@@ -107,7 +119,7 @@ class StoryResult:
 
 def evaluate_story(engine: Engine, reader: Reader, number: int, config: SuiteConfig) -> StoryResult:
     """Film one held-out story in all ways and read it back."""
-    story = sample_story(number, num_shots=config.shots, split="heldout")
+    story = sample_story(number, num_shots=config.lengths[number], split="heldout")
     story = with_uniform_marks(story, np.random.default_rng([number, 1]))
     result = StoryResult(story=number)
     renders = _renders(engine, story, config)
@@ -303,7 +315,7 @@ def _counts(reader: Reader, story: WorldStory, index: int, chunk: int, attribute
 def evaluate(engine: Engine, reader: Reader, config: SuiteConfig, journal: Path | None = None) -> Iterator[StoryResult]:
     """One result per story. With a journal, finished stories are kept there and not filmed again."""
     done = _read_journal(journal) if journal else {}
-    for number in range(config.first_seed, config.first_seed + config.stories):
+    for number in config.lengths:
         if number not in done:
             done[number] = evaluate_story(engine, reader, number, config)
             if journal:
@@ -344,6 +356,7 @@ def main(argv: Sequence[str] | None = None, *, progress: Callable[[str], None] =
     parser.add_argument("--suite", choices=("storyworld",), default="storyworld")
     parser.add_argument("--stories", type=int, default=50)
     parser.add_argument("--shots", type=int, default=4, help="shots of each story")
+    parser.add_argument("--long-stories", type=int, default=0, help=f"stories of {LONG_SHOTS} shots, beside those")
     parser.add_argument("--first-seed", type=int, default=0, help="first of the held-out stories")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--model", choices=("student", "teacher"), default="student")
@@ -364,6 +377,7 @@ def main(argv: Sequence[str] | None = None, *, progress: Callable[[str], None] =
     config = SuiteConfig(
         stories=options.stories,
         shots=options.shots,
+        long_stories=options.long_stories,
         first_seed=options.first_seed,
         seed=options.seed,
         parts=tuple(options.parts),
@@ -371,7 +385,7 @@ def main(argv: Sequence[str] | None = None, *, progress: Callable[[str], None] =
     finished = []
     for result in evaluate(engine, reader, config, options.journal):
         finished.append(result)
-        progress(f"story {len(finished)} of {config.stories}")
+        progress(f"story {len(finished)} of {len(config.lengths)}")
     write_results(options.output, options.model, results(finished, reader.scores, config))
 
 

@@ -112,17 +112,15 @@ class Readout(nn.Module):
         self.num_heads = num_heads
         self.queries = nn.Parameter(torch.randn(len(READ), width) / 4)
         self.key_values = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(hops))
-        self.hops = nn.ModuleList(_Hop(width, num_heads) for _ in range(hops - 1))
+        self.hops = nn.ModuleList(_Hop(width) for _ in range(hops - 1))
         self.heads = nn.ModuleList(nn.Linear(width, len(ATTRIBUTES[name])) for name in READ)
 
     def forward(self, states_SLD: Tensor) -> list[Tensor]:
         """Logits [S, classes], one tensor per attribute of READ."""
         text_SLE = self.embedding(states_SLD)
-        query_SAE = self.queries.expand(len(text_SLE), -1, -1)
-        read_SAE = self._look(0, query_SAE, text_SLE)
+        read_SAE = self._look(0, self.queries.expand(len(text_SLE), -1, -1), text_SLE)
         for i, hop in enumerate(self.hops):
-            query_SAE = hop(query_SAE, read_SAE)
-            read_SAE = self._look(i + 1, query_SAE, text_SLE)
+            read_SAE = read_SAE + self._look(i + 1, hop(read_SAE), text_SLE)
         return [head(read_SAE[:, i]) for i, head in enumerate(self.heads)]
 
     def _look(self, hop: int, query_SAE: Tensor, text_SLE: Tensor) -> Tensor:
@@ -136,15 +134,19 @@ class Readout(nn.Module):
 
 
 class _Hop(nn.Module):
-    """New queries from the old ones and from what all attributes read."""
+    """New queries from what all attributes read so far."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.share = nn.TransformerEncoderLayer(width, num_heads, width, dropout=0.0, batch_first=True)
-        self.out = nn.Linear(width, width)
+        self.attributes = nn.Parameter(torch.randn(len(READ), width) / width**0.5)
+        self.norm = nn.LayerNorm(width)
+        self.share = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, query_SAE: Tensor, read_SAE: Tensor) -> Tensor:
-        out: Tensor = self.out(self.share(query_SAE + read_SAE)) / 4
+    def forward(self, read_SAE: Tensor) -> Tensor:
+        x_SAE = self.norm(read_SAE) + self.attributes
+        x_SAE = x_SAE + self.share(x_SAE, x_SAE, x_SAE, need_weights=False)[0]
+        out: Tensor = self.out(x_SAE)
         return out
 
 

@@ -52,7 +52,7 @@ def run(recipe: ProbeRecipe) -> ProbeScores | None:
     """Train, or go on training; when the run is complete, score the averaged weights and write `probe.safetensors`."""
     torch.manual_seed(recipe.seed)
     probe = load_probe(Path(recipe.init))[0].requires_grad_(True).train() if recipe.init else Probe(recipe.probe)
-    codec = TinyCodec.load(Path(recipe.codec)).eval() if recipe.codec else None
+    codec = TinyCodec.load(Path(recipe.codec), dtype=torch.bfloat16) if recipe.codec else None
     stage = ProbeStage(probe, recipe.data, recipe.seed, codec)
     trainer: Trainer[ProbeBatch] = Trainer(stage, recipe.trainer, recipe=recipe)
     outcome = trainer.run()

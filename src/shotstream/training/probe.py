@@ -61,9 +61,9 @@ class ProbeDataConfig:
     largest_noise: float = 0.05
     largest_shift: int = 6
     """Pixels."""
-    repeats: int = 3
+    repeats: int = 6
     """How often a rendered batch is used, each time spoilt anew: rendering costs more than learning."""
-    period: int = 16
+    period: int = 32
     """Steps between two uses of a batch."""
 
 

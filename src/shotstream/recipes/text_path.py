@@ -34,33 +34,40 @@ REQUIRED = 0.99
 log = logging.getLogger(__name__)
 
 
-def check_layer(train: CaptionSet, test: CaptionSet, layer: int, config: ReadoutConfig, show: int) -> dict[str, Any]:
-    """Accuracies of a readout of one MiniLM layer on the held-out captions."""
+def check_layer(
+    train: CaptionSet, test: CaptionSet, layer: int, configs: Sequence[ReadoutConfig], show: int
+) -> list[dict[str, Any]]:
+    """Accuracies on the held-out captions of readouts of one MiniLM layer."""
     encoder = LayerEncoder(layer=layer)
     log.info("layer %d: encoding %d captions", layer, len(train.captions) + len(test.captions))
-    states = encode_captions(encoder, train.captions)
+    states, test_states = encode_captions(encoder, train.captions), encode_captions(encoder, test.captions)
     targets = torch.where(train.stated >= 0, train.stated, train.silent)
-    readout = train_readout(states, targets, config)
-    predicted = predict(readout, encode_captions(encoder, test.captions))
+    checks = []
+    for config in configs:
+        predicted = predict(train_readout(states, targets, config), test_states)
+        checks.append({"layer": layer, "hops": config.hops, **_scores(predicted, test)})
+        for name, row in checks[-1]["stated"].items():
+            log.info("layer %d, %d hops: %s %s", layer, config.hops, name, row)
+            for caption, stated, read in mistakes(predicted, test, name, limit=show):
+                log.info("    %s -> %s: %s", stated, read, caption)
+    return checks
+
+
+def _scores(predicted: torch.Tensor, test: CaptionSet) -> dict[str, Any]:
     scores = summary(predicted, test)
-    for name, (accuracy, count) in scores["stated"].items():
-        log.info("layer %d %-17s %.4f of %d", layer, name, accuracy, count)
-        for caption, stated, read in mistakes(predicted, test, name, limit=show):
-            log.info("    %s -> %s: %s", stated, read, caption)
-    return {
-        "layer": layer,
-        "failed": sorted(name for name, (accuracy, _) in scores["stated"].items() if accuracy < REQUIRED),
-        **{
-            part: {name: {"accuracy": round(accuracy, 4), "captions": n} for name, (accuracy, n) in table.items()}
-            for part, table in scores.items()
-        },
+    failed = sorted(name for name, (accuracy, _) in scores["stated"].items() if accuracy < REQUIRED)
+    tables = {
+        part: {name: {"accuracy": round(accuracy, 4), "captions": n} for name, (accuracy, n) in table.items()}
+        for part, table in scores.items()
     }
+    return {"below_required": failed, **tables}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, help="a JSON file; without one the result is only printed")
     parser.add_argument("--layers", type=int, nargs="+", default=[6], help="MiniLM layers to read, 6 is the last")
+    parser.add_argument("--hops", type=int, nargs="+", default=[1, 2], help="cross-attention layers of the readouts")
     parser.add_argument("--stories", type=int, default=2000, help="training stories")
     parser.add_argument("--heldout-stories", type=int, default=500)
     parser.add_argument("--steps", type=int, default=1500)
@@ -71,16 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
     train, test = caption_set("train", options.stories), caption_set("heldout", options.heldout_stories)
-    config = ReadoutConfig(steps=options.steps)
+    configs = [ReadoutConfig(steps=options.steps, hops=hops) for hops in options.hops]
     result = {
-        "what": "share of held-out captions whose attribute one cross-attention layer reads from frozen MiniLM states",
+        "what": "share of held-out captions of which a readout of frozen MiniLM states tells an attribute; "
+        "hops: its cross-attention layers",
         "command": f"python -m shotstream.recipes.text_path --layers {' '.join(map(str, options.layers))} "
+        f"--hops {' '.join(map(str, options.hops))} "
         f"--stories {options.stories} --heldout-stories {options.heldout_stories} --steps {options.steps}",
         "hardware": f"{platform.machine()} CPU, {options.threads} thread",
         "date": datetime.date.today().isoformat(),
         "required": REQUIRED,
         "captions": {"train": len(train.captions), "heldout": len(test.captions)},
-        "layers": [check_layer(train, test, layer, config, options.mistakes) for layer in options.layers],
+        "readouts": [
+            check for layer in options.layers for check in check_layer(train, test, layer, configs, options.mistakes)
+        ],
     }
     text = json.dumps(result, indent=1)
     if options.output:

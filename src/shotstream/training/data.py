@@ -31,6 +31,8 @@ Array = NDArray[np.generic]
 FRAME_FIELDS = ("story", "shot", "pixel_frame", "roundtrip", "caption", "important", "latent")
 CLIP_FIELDS = ("story", "shot", "caption", "important", "latent")
 SHOT_FIELDS = ("story", "shot", "caption")
+CODEC_FILE = "codec.json"
+"""Beside the shards: what they were encoded with."""
 NO_CAPTION = -1
 NO_FRAME = -1
 OWN_FRAME = -2
@@ -141,6 +143,7 @@ class LatentLibrary:
             )
         self.text_length = text_length
         self.num_shards = len(shards)
+        self.channel_weight = _channel_weight(Path(folder) / CODEC_FILE)
         self.frame = {name: _column(shards, f"frame_{name}") for name in FRAME_FIELDS}
         self.clip = {name: _column(shards, f"clip_{name}") for name in CLIP_FIELDS}
         self._states = _column(shards, "text_states")
@@ -184,6 +187,18 @@ class LatentLibrary:
         offset = int(self._states.ends[shard - 1]) if shard else 0
         rows = np.array(self._states.parts[shard][start - offset : stop - offset], dtype=np.float32)
         return torch.from_numpy(rows)
+
+
+def _channel_weight(path: Path) -> Tensor:
+    """[C, 1, 1], mean one: a channel counts by how far it moves the picture.
+
+    Normalised latents give fine detail the same scale as shape and colour. Weighted alike, a small network spends
+    itself on detail it cannot predict. One number where the library does not know its codec.
+    """
+    if not path.is_file():
+        return torch.ones(1, 1, 1)
+    sd = torch.tensor(json.loads(path.read_text())["latent_sd"])
+    return (sd / sd.mean())[:, None, None]
 
 
 def _column(shards: Sequence[Path], name: str) -> _Column:
@@ -252,7 +267,7 @@ class Batch(NamedTuple):
     caption_ids: Tensor
     """[B, K + F], rows of `text`."""
     weight: Tensor
-    """[B, F, 1, h, w] loss weight."""
+    """[B, F, C, h, w] loss weight."""
 
     def without_text(self) -> Batch:
         """The same with every caption empty: what guidance is measured against."""
@@ -382,7 +397,7 @@ class Sampler:
             shot_ids=torch.tensor(shots),
             text=self.library.text([NO_CAPTION, *ids]),
             caption_ids=torch.tensor(captions),
-            weight=weight,
+            weight=weight * self.library.channel_weight,
         )
         return Batch(*(t.to(self.device, non_blocking=True) for t in batch))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ class FlowConfig:
     shift: float = 3.0
     uniform_share: float = 0.15
     """The rest is logit-normal."""
+    min_sigma: float = 0.25
+    """A clean prediction's error counts 1 / max(sigma, min_sigma)^2. Below this little is left to learn, and weighing it
+    up would crowd out the noise levels of a few-step student."""
 
 
 class NoisyBatch(NamedTuple):
@@ -73,10 +76,10 @@ class TeacherStage:
         captions = self.model.encode_captions(data.text)
         noisy = add_noise(data.target, noise, sigma)
         output = self.predict(data, noisy, sigma, captions)
-        prediction = self.model.config.prediction
-        weighted = velocity_loss(output, data.target, noise, sigma, prediction=prediction, weight=data.weight)
+        how: dict[str, Any] = {"prediction": self.model.config.prediction, "min_sigma": self.flow.min_sigma}
+        weighted = velocity_loss(output, data.target, noise, sigma, weight=data.weight, **how)
         with torch.no_grad():
-            plain = velocity_loss(output, data.target, noise, sigma, prediction=prediction)
+            plain = velocity_loss(output, data.target, noise, sigma, **how)
         yield Loss(weighted.mean(), {"velocity_loss": plain.mean()})
 
     def predict(self, data: Batch, noisy: Tensor, sigma: Tensor, captions: CaptionKV) -> Tensor:

@@ -34,7 +34,7 @@ class FlowConfig:
     uniform_share: float = 0.15
     """The rest is logit-normal."""
     min_sigma: float = 0.25
-    """A clean prediction's error counts 1 / max(sigma, min_sigma)^2. Below this little is left to learn, and weighing it
+    """A clean prediction's error counts 1 / max(sigma, min_sigma)^2. Below, little is left to learn, and weighing it
     up would crowd out the noise levels of a few-step student."""
 
 

@@ -23,7 +23,7 @@ from shotstream.engine.teacher import TeacherConfig
 from shotstream.models.checkpoint import load_dit
 from shotstream.models.dit import DiTConfig
 from shotstream.presets import STORYWORLD
-from shotstream.recipes.runs import build_dit, parser, start, train, with_flags
+from shotstream.recipes.runs import build_dit, compile_blocks, parser, start, train, with_flags
 from shotstream.training.causal_init import (
     CausalConfig,
     OdeStage,
@@ -53,6 +53,7 @@ class CausalRecipe:
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(drop_text=0.0))
     dit: DiTConfig = STORYWORLD.dit
     init: str | None = None
+    compiled: bool = False
     seed: int = 0
 
 
@@ -68,6 +69,7 @@ class PairsRecipe:
     sampler: SamplerConfig = field(
         default_factory=lambda: SamplerConfig(drop_text=0.0, drop_context=0.0, captions_only=True)
     )
+    compiled: bool = False
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     seed: int = 0
@@ -104,6 +106,8 @@ def run(recipe: CausalRecipe, world: World | None = None) -> Outcome:
             raise ValueError("`ode` starts from a student: pass --init with the weights of `real` or of the teacher")
         model = load_dit(recipe.init).float().train()
         stage = OdeStage(model, recipe.causal, recipe.seed, pairs=PairStore(recipe.data), device=device)
+    if recipe.compiled:
+        compile_blocks(model)
     return train(stage, recipe.trainer, world, recipe)
 
 
@@ -113,6 +117,8 @@ def run_pairs(recipe: PairsRecipe, world: World | None = None, *, minutes: float
     device = TrainerConfig(device=recipe.device).torch_device(world)
     until = None if minutes is None else time.monotonic() + 60 * minutes
     teacher = load_dit(recipe.init).to(device, torch.float32).eval().requires_grad_(False)
+    if recipe.compiled:
+        compile_blocks(teacher)
     library = LatentLibrary(recipe.data, text_length=teacher.config.text_len)
     sampler = Sampler(library, recipe.sampler, (recipe.seed, "pairs"), device)
     files = range(world.rank, -(-recipe.count // recipe.pairs.batch_size), world.size)
@@ -136,13 +142,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.part != "pairs":
             recipe = config(given.part, data=given.data, out=given.out)
             recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
+            recipe = replace(recipe, compiled=given.compile)
             run(recipe, world)
             return 0
         if given.init is None:
             flags.error("pairs need the teacher: pass --init")
         pairs = pairs_config(data=given.data, out=given.out, init=given.init, guidance_scale=given.guidance)
         pairs = replace(pairs, count=given.count, device=given.device or "auto", seed=given.seed or 0)
-        pairs = replace(pairs, precision=given.precision or "bfloat16")
+        pairs = replace(pairs, precision=given.precision or "bfloat16", compiled=given.compile)
         run_pairs(pairs, world, minutes=given.minutes)
     return 0
 

@@ -37,6 +37,7 @@ def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentPa
     flags.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU is taken where there is one")
     flags.add_argument("--threads", type=int, help="CPU threads")
     flags.add_argument("--seed", type=int)
+    flags.add_argument("--compile", action="store_true", help="torch.compile the network (not for distillation)")
     flags.add_argument("--image-every", type=int, help="steps between pictures in TensorBoard")
     return flags
 
@@ -76,6 +77,15 @@ def build_dit(config: DiTConfig, library: LatentLibrary, init: str | None, seed:
         return model.train()
     torch.manual_seed(seed)
     return DiT(replace(config, in_channels=channels, out_channels=channels)).init_for_training().train()
+
+
+def compile_blocks(model: DiT) -> None:
+    """Let torch.compile fuse what lies between the matrix products, in place; names of weights stay as they are.
+
+    A third more samples per second on a CPU, after half a minute of compiling; needs a C++ compiler there.
+    """
+    for block in model.blocks:
+        block.compile()
 
 
 def train(

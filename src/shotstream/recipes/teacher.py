@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from shotstream.models.dit import DiTConfig
 from shotstream.presets import STORYWORLD
-from shotstream.recipes.runs import build_dit, parser, start, train, with_flags
+from shotstream.recipes.runs import build_dit, compile_blocks, parser, start, train, with_flags
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
 from shotstream.training.distributed import World, joined
 from shotstream.training.teacher import FlowConfig, TeacherStage
@@ -37,6 +37,7 @@ class TeacherRecipe:
     trainer: TrainerConfig
     dit: DiTConfig = STORYWORLD.dit
     init: str | None = None
+    compiled: bool = False
     seed: int = 0
 
 
@@ -66,6 +67,8 @@ def run(recipe: TeacherRecipe, world: World | None = None) -> Outcome:
     world = world or World()
     library = LatentLibrary(recipe.data, text_length=recipe.dit.text_len)
     model = build_dit(recipe.dit, library, recipe.init, recipe.seed)
+    if recipe.compiled:
+        compile_blocks(model)
     device = recipe.trainer.torch_device(world)
     sampler = Sampler(library, recipe.sampler, (recipe.seed, "teacher", recipe.part), device)
     stage = TeacherStage(model, sampler, recipe.flow, recipe.seed)
@@ -79,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start(given)
     recipe = config(given.part, data=given.data, out=given.out)
     recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
+    recipe = replace(recipe, compiled=given.compile)
     with joined() as world:
         run(recipe, world)
     return 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shotstream.engine.noise import addressed_noise
+from shotstream.engine.rollout import ChunkAbandoned
 from shotstream.engine.stream import Chunk, Engine, Stream, TeacherEngine
 from shotstream.story import Steer
 
@@ -225,3 +226,49 @@ def test_a_cut_from_another_thread_ends_the_running_chunk_between_passes(
     assert (chunk.shot, chunk.index) == (1, 0)
     assert passes == [0, 1, 0, 1, 2, 3]
     assert [frame.id for frame in chunk.context] == [(0, 0), (0, 8)]
+
+
+def test_an_unwanted_chunk_is_abandoned_and_made_again_as_if_nothing_had_happened(tiny_engine: Engine) -> None:
+    plain, interrupted = tiny_engine.stream(seed=1), tiny_engine.stream(seed=1)
+    for stream in (plain, interrupted):
+        stream.cut("a fox", num_chunks=3)
+        next(stream)
+    interrupted.keep_going = lambda: False
+    with pytest.raises(ChunkAbandoned):
+        next(interrupted)
+    interrupted.keep_going = lambda: True
+    np.testing.assert_array_equal(next(interrupted).frames, next(plain).frames)
+
+
+def test_only_aired_frames_are_remembered_and_a_shot_that_nobody_saw_never_was(tiny_engine: Engine) -> None:
+    stream = tiny_engine.stream()
+    stream.cut("a fox", num_chunks=3)
+    list(stream)
+    stream.cut("a bear", aired_frames=5)
+    assert max(frame.id[1] for frame in next(stream).context) == 4
+    stream.cut("a frog", aired_frames=0)
+    chunk = next(stream)
+    assert chunk.shot == 1
+    assert {frame.id[0] for frame in chunk.context} == {0}
+
+
+def test_a_preview_of_the_memory_is_what_a_cut_would_remember(tiny_engine: Engine) -> None:
+    stream = tiny_engine.stream()
+    stream.cut("a fox", num_chunks=2)
+    list(stream)
+    preview = stream.preview_memory(aired_frames=12)
+    stream.cut("a fox", aired_frames=12)
+    assert [frame.id for frame in preview] == [frame.id for frame in next(stream).context]
+
+
+def test_rewriting_changes_the_caption_from_the_next_chunk_on(tiny_engine: Engine) -> None:
+    stream = tiny_engine.stream()
+    with pytest.raises(ValueError, match="no shot"):
+        stream.rewrite("a bear")
+    stream.cut("a fox", num_chunks=3)
+    assert next(stream).caption == "a fox."
+    stream.rewrite("a bear", ["it waves"])
+    assert next(stream).caption == "a bear. it waves."
+    with pytest.raises(ValueError, match="tokens"):
+        stream.rewrite("word " * 100)
+    assert next(stream).caption == "a bear. it waves."

@@ -139,7 +139,7 @@ class FakeStream(Stream):
     def _pretend_to_denoise(self, index: int) -> None:
         steps = len(self.engine.preset.student_levels)
         for step in range(steps):
-            if self._cut is not None:
+            if not self._wanted():
                 raise ChunkAbandoned(f"chunk {index} was abandoned before pass {step}")
             time.sleep(self.engine.config.chunk_ms / 1000 / steps)
 

@@ -79,6 +79,16 @@ class ShownFrames:
             self._stride *= 2
             self._frames = {i: frame for i, frame in self._frames.items() if i % self._stride == 0}
 
+    def first(self, num_frames: int | None) -> ShownFrames:
+        """The first `num_frames` of them, pixels shared; None or more than there are is all."""
+        if num_frames is None or num_frames >= self.num_frames:
+            return self
+        part = ShownFrames(self._limit)
+        part.num_frames, part._stride = num_frames, self._stride
+        part._frames = {i: frame for i, frame in self._frames.items() if i < num_frames}
+        part._last = self.at(num_frames - 1) if num_frames else None
+        return part
+
     def at(self, index: int) -> tuple[npt.NDArray[np.uint8], str]:
         """Frame `index` and its caption, or the nearest kept frame before it."""
         if index == self.num_frames - 1 and self._last is not None:
@@ -101,6 +111,13 @@ class ShotMemory:
         self._pinned: dict[FrameId, MemoryFrame] = {}
         self._removed: set[FrameId] = set()
         self._pictures = 0
+
+    def copy(self) -> ShotMemory:
+        """An independent memory of the same pictures."""
+        other = ShotMemory(self.capacity, similarity=self._similarity, max_shots=self._max_shots)
+        other._shots = [dict(shot) for shot in self._shots]
+        other._pinned, other._removed, other._pictures = dict(self._pinned), set(self._removed), self._pictures
+        return other
 
     @property
     def num_shots(self) -> int:
@@ -145,12 +162,20 @@ class ShotMemory:
 
     def pin(self, id: FrameId) -> None:
         """Remember a kept frame at every following cut. Raises ValueError if it is not kept."""
-        self._pinned[id] = replace(self._find(id), reason="pinned")
-        self._removed.discard(id)
+        self.pin_frame(replace(self._find(id), reason="pinned"))
+
+    def pin_frame(self, frame: MemoryFrame) -> None:
+        """Pin a frame that is not kept yet: one of the running shot."""
+        self._pinned[frame.id] = frame
+        self._removed.discard(frame.id)
 
     def remove(self, id: FrameId) -> None:
         """Leave a frame out of every following cut. Raises ValueError if it is not kept."""
         self._find(id)
+        self.forget_frame(id)
+
+    def forget_frame(self, id: FrameId) -> None:
+        """Leave a frame out that is not kept yet: one of the running shot."""
         self._pinned.pop(id, None)
         self._removed.add(id)
 

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shotstream.engine.memory import MemoryFrame, ShotMemory, ShownFrames
+from shotstream.engine.memory import FrameId, MemoryFrame, ShotMemory, ShownFrames
 from shotstream.engine.noise import addressed_noise
 from shotstream.engine.rollout import ChunkAbandoned, Context, Rollout, RolloutConfig
 from shotstream.engine.teacher import TeacherConfig, TeacherRollout
@@ -154,6 +154,7 @@ class ShotMaker(Protocol):
 class _PendingCut:
     shot: Shot
     take: int
+    aired_frames: int | None
 
 
 @dataclass
@@ -190,22 +191,33 @@ class Stream:
         self._cut: _PendingCut | None = None
         self._pending_steers: list[str] = []
         self._next_index = self._first_index = first_shot
+        self.keep_going: Callable[[], bool] = lambda: True
+        """Asked before every denoise pass, by the thread that iterates. Where it says no, that thread gets
+        `ChunkAbandoned`; the chunk can be made again."""
 
     def cut(
-        self, caption: str, *, num_chunks: int = CHUNKS_PER_SHOT, steers: Sequence[Steer] = (), take: int = 0
+        self,
+        caption: str,
+        *,
+        num_chunks: int = CHUNKS_PER_SHOT,
+        steers: Sequence[Steer] = (),
+        take: int = 0,
+        aired_frames: int | None = None,
     ) -> None:
         """End the running shot and open the next one. Pending steers are dropped.
 
         Called from another thread while a chunk is being made, it ends that chunk at its next denoise pass: a chunk
         that nobody will see is not finished.
 
-        Args: steers known beforehand; take: number of the rendering, another one draws other noise.
+        Args: steers known beforehand; take: number of the rendering, another one draws other noise; aired_frames: how
+            many frames of the running shot were seen, only those can be remembered, None is all that were made. A shot
+            of which nothing was seen never was: the next one gets its number.
         Raises: ValueError, before anything changes, if a caption is empty or too long.
         """
         shot = Shot(caption=caption, steers=tuple(steers), num_chunks=num_chunks)
         self.engine.check_caption(self._compose(shot, shot.steers_at(num_chunks), self._next_index))
         self._pending_steers = []
-        self._cut = _PendingCut(shot=shot, take=take)
+        self._cut = _PendingCut(shot=shot, take=take, aired_frames=aired_frames)
 
     def steer(self, caption: str) -> None:
         """Change the shot from its next chunk on. A shot that has run its length goes on for a little.
@@ -223,6 +235,41 @@ class Stream:
         self.engine.check_caption(composed)
         self._pending_steers.append(steer.caption)
 
+    def rewrite(self, caption: str, steers: Sequence[str] = ()) -> None:
+        """Describe the running shot anew, from its next chunk on: the shot's caption and the steers in force.
+
+        Raises: ValueError, before anything changes, if there is no shot or the caption gets empty or too long.
+        """
+        if self._running is None:
+            raise ValueError("there is no shot to rewrite yet: cut to one first")
+        shot = replace(self._running.shot, caption=caption, steers=())
+        self.engine.check_caption(self._compose(shot, steers, self._running.index))
+        self._running.shot, self._running.steers = shot, list(steers)
+
+    def pin(self, id: FrameId) -> None:
+        """Remember a frame at every following cut; it may be of the running shot. Raises ValueError if it is gone."""
+        running = self._running
+        if running is not None and id[0] == self.memory.num_shots and 0 <= id[1] < running.shown.num_frames:
+            pixels, caption = running.shown.at(id[1])
+            self.memory.pin_frame(MemoryFrame(id=id, pixels=pixels, caption=caption, reason="pinned"))
+        else:
+            self.memory.pin(id)
+
+    def forget(self, id: FrameId) -> None:
+        """Leave a frame out of every following cut; it may be of the running shot. Raises ValueError if it is gone."""
+        if self._running is not None and id[0] == self.memory.num_shots:
+            self.memory.forget_frame(id)
+        else:
+            self.memory.remove(id)
+
+    def preview_memory(self, *, aired_frames: int | None = None) -> tuple[MemoryFrame, ...]:
+        """What a cut to something like the running shot would remember now. `aired_frames` as for `cut`."""
+        memory, running = self.memory.copy(), self._running
+        if running is None:
+            return memory.choose("")
+        memory.add_shown(running.shown.first(aired_frames))
+        return memory.choose(self._compose(running.shot, running.steers, running.index))
+
     def extend(self, num_chunks: int = EXTEND_CHUNKS) -> None:
         """Let the running shot run longer. Raises ValueError if there is none."""
         if self._running is None or num_chunks < 1:
@@ -238,8 +285,9 @@ class Stream:
         while True:
             try:
                 return self._advance(Timings())
-            except ChunkAbandoned:  # a cut came in meanwhile
-                continue
+            except ChunkAbandoned:
+                if self._cut is None:  # otherwise a cut came in meanwhile: open its shot
+                    raise
 
     def _advance(self, timings: Timings) -> Chunk:
         applied = self._open_next(timings)
@@ -268,7 +316,11 @@ class Stream:
             self._rollout.commit()
         with timings.measure("denoise"):
             noise = self._noise(shot, self.chunk_index)
-            return self._rollout.next_chunk(captions, noise, keep_going=lambda: self._cut is None).clean
+            return self._rollout.next_chunk(captions, noise, keep_going=self._wanted).clean
+
+    def _wanted(self) -> bool:
+        """Whether somebody still waits for the chunk that is being made."""
+        return self._cut is None and self.keep_going()
 
     def _open_next(self, timings: Timings) -> list[Applied]:
         cut = self._cut
@@ -290,8 +342,11 @@ class Stream:
         return [Applied(kind="cut", caption=shot.shot.caption)]
 
     def _remember_running(self) -> None:
+        aired = self._cut.aired_frames if self._cut is not None else None
         if self._running is not None:
-            self.memory.add_shown(self._running.shown)
+            self.memory.add_shown(self._running.shown.first(aired))
+            if aired == 0:
+                self._next_index = self._running.index
         self._running = None
 
     def _apply_steers(self, shot: _RunningShot) -> list[Applied]:

@@ -1,0 +1,53 @@
+"""Single pictures as text: thumbnails on the way out, a person's own pictures on the way in."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+THUMBNAIL_HEIGHT = 72
+MAX_PIXELS = 32_000_000
+"""Of a person's own picture."""
+
+
+def thumbnail(picture_HWC: NDArray[np.uint8]) -> str:
+    """A small JPEG in base64 of a picture uint8 [H, W, 3]."""
+    height, width = picture_HWC.shape[:2]
+    image = Image.fromarray(picture_HWC).resize(
+        (max(1, round(width * THUMBNAIL_HEIGHT / height)), THUMBNAIL_HEIGHT), Image.Resampling.BOX
+    )
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=70)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def read_picture(data: str, *, width: int, height: int) -> NDArray[np.uint8]:
+    """A PNG, JPEG or WebP file in base64 -> uint8 [height, width, 3], scaled and cropped around its middle.
+
+    Only pixels survive: metadata, animation and transparency are dropped. Raises ValueError for anything else.
+    """
+    try:
+        file = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("the picture is not base64") from error
+    try:
+        with Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"the picture has {image.width}x{image.height} pixels: make it smaller")
+            pixels = image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError("the picture cannot be read: give a PNG, JPEG or WebP file") from error
+    return np.asarray(_cover(pixels, width, height))
+
+
+def _cover(image: Image.Image, width: int, height: int) -> Image.Image:
+    scale = max(width / image.width, height / image.height)
+    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    resized = image.resize(size, Image.Resampling.LANCZOS)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return resized.crop((left, top, left + width, top + height))

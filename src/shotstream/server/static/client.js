@@ -1,0 +1,153 @@
+// @ts-check
+/**
+ * The socket: joins, reconnects without losing an event, and turns messages into calls. Knows nothing of the page.
+ *
+ * @typedef {import("./protocol.js").ServerMessage} ServerMessage
+ * @typedef {import("./protocol.js").MediaHeader} MediaHeader
+ *
+ * @typedef {{phase: "connecting" | "open" | "waiting" | "refused", retryAt?: number, attempt?: number,
+ *   reason?: string}} Connection
+ *
+ * @typedef {Object} Listeners
+ * @property {(message: ServerMessage) => void} message
+ * @property {(header: MediaHeader, payload: Uint8Array<ArrayBuffer>) => void} media
+ * @property {(connection: Connection) => void} connection
+ */
+
+import { PROTOCOL_VERSION, readMedia } from "./protocol.js";
+
+const FIRST_RETRY_MS = 250;
+const LONGEST_RETRY_MS = 5000;
+/** A live story speaks every two seconds; a socket that says nothing for this long is dead, whatever the system thinks. */
+const SILENCE_MS = 7000;
+
+export class Client {
+  /**
+   * @param {{url: string, story: string, token: string, listeners: Listeners,
+   *   openSocket?: (url: string) => WebSocket, now?: () => number}} options
+   */
+  constructor({ url, story, token, listeners, openSocket = (address) => new WebSocket(address), now = Date.now }) {
+    this.url = url;
+    this.story = story;
+    this.token = token;
+    this.listeners = listeners;
+    this.openSocket = openSocket;
+    this.now = now;
+    /** @type {WebSocket | null} */
+    this.socket = null;
+    /** @type {number | null} Sequence number of the last event seen. */
+    this.lastSeq = null;
+    this.attempt = 0;
+    this.joined = false;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.retryTimer = undefined;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.silenceTimer = undefined;
+    this.expectTraffic = false;
+    this.awaitsReply = false;
+  }
+
+  connect() {
+    clearTimeout(this.retryTimer);
+    this.drop();
+    this.listeners.connection({ phase: "connecting", attempt: this.attempt });
+    const socket = this.openSocket(this.url);
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => this.join(socket);
+    socket.onmessage = ({ data }) => this.receive(data);
+    socket.onclose = ({ code, reason }) => this.closed(code, reason);
+    this.socket = socket;
+  }
+
+  /** Reconnect at once if the client is waiting to. */
+  retryNow() {
+    if (this.socket === null) this.connect();
+  }
+
+  /**
+   * Send a command. False if there is no connection: nothing was sent, nothing is kept.
+   *
+   * @param {import("./protocol.js").Command} command
+   */
+  send(command) {
+    if (!this.joined || this.socket === null) return false;
+    this.socket.send(JSON.stringify(command));
+    this.awaitsReply = true;
+    this.listenForSilence();
+    return true;
+  }
+
+  /** @param {WebSocket} socket */
+  join(socket) {
+    const resume = this.lastSeq === null ? {} : { resume_from: this.lastSeq };
+    const body = { kind: "join", protocol: PROTOCOL_VERSION, story: this.story, token: this.token, ...resume };
+    socket.send(JSON.stringify(body));
+  }
+
+  /** @param {string | ArrayBuffer} data */
+  receive(data) {
+    this.awaitsReply = false;
+    this.listenForSilence();
+    if (typeof data === "string") {
+      this.receiveMessage(JSON.parse(data));
+      return;
+    }
+    const { header, payload } = readMedia(data);
+    if (!header.init && !header.slate) this.socket?.send(JSON.stringify({ kind: "ack", sequence: header.sequence }));
+    this.listeners.media(header, payload);
+  }
+
+  /** @param {ServerMessage} message */
+  receiveMessage(message) {
+    if (message.kind === "hello") {
+      this.joined = true;
+      this.attempt = 0;
+      // Where missed events follow, each of them moves the mark; a restarted server counts from the beginning.
+      if (this.lastSeq === null || !message.replayed || message.seq < this.lastSeq) this.lastSeq = message.seq;
+      this.listeners.connection({ phase: "open" });
+      this.expectTraffic = message.snapshot.status.state === "live";
+    }
+    if ("seq" in message && message.kind !== "hello") this.lastSeq = message.seq;
+    if (message.kind === "status") this.expectTraffic = message.state === "live" || message.state === "late";
+    if (message.kind === "error" && message.fatal) this.refuse(message.message);
+    this.listeners.message(message);
+  }
+
+  /** @param {string} reason */
+  refuse(reason) {
+    this.drop();
+    this.listeners.connection({ phase: "refused", reason });
+  }
+
+  /** @param {number} code @param {string} reason */
+  closed(code, reason) {
+    this.drop();
+    if (code === POLICY_VIOLATION) {
+      this.listeners.connection({ phase: "refused", reason: reason || "The server refused this page." });
+      return;
+    }
+    const delay = Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.attempt) * (0.75 + Math.random() / 2);
+    this.attempt += 1;
+    this.retryTimer = setTimeout(() => this.connect(), delay);
+    this.listeners.connection({ phase: "waiting", attempt: this.attempt, retryAt: this.now() + delay, reason });
+  }
+
+  listenForSilence() {
+    clearTimeout(this.silenceTimer);
+    this.silenceTimer = setTimeout(() => {
+      if ((this.expectTraffic || this.awaitsReply) && this.socket !== null) this.closed(0, "the server fell silent");
+    }, SILENCE_MS);
+  }
+
+  drop() {
+    clearTimeout(this.silenceTimer);
+    this.joined = false;
+    const socket = this.socket;
+    this.socket = null;
+    if (socket === null) return;
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close();
+  }
+}
+
+const POLICY_VIOLATION = 1008;

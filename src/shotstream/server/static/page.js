@@ -1,0 +1,521 @@
+// @ts-check
+/** The page: wires socket, player and state together, turns keys and clicks into commands, and draws on every change. */
+
+import { Client } from "./client.js";
+import { Player } from "./player.js";
+import { INITIAL, cardOf, reduce, situation } from "./state.js";
+import * as views from "./views.js";
+
+/** @typedef {import("./protocol.js").ShotCard} ShotCard */
+/** @typedef {import("./protocol.js").RememberedFrame} RememberedFrame */
+
+const TICK_MS = 200;
+const HISTORY_KEY = "shotstream.history";
+const HISTORY_LENGTH = 100;
+const SUGGESTIONS_SHOWN = 5;
+const PICTURE_QUALITY = 0.9;
+
+/** @template {HTMLElement} T @param {string} id @returns {T} */
+const byId = (id) => /** @type {T} */ (document.getElementById(id));
+
+const video = /** @type {HTMLVideoElement} */ (byId("video"));
+const stage = byId("stage");
+const prompt = /** @type {HTMLInputElement} */ (byId("prompt"));
+const buttons = /** @type {Record<string, HTMLButtonElement>} */ (Object.fromEntries(
+  ["steer", "cut", "pause", "extend", "stop", "help", "live", "png", "film", "full", "add", "cover-action"].map((id) => [id, byId(id)]),
+));
+
+// --------------------------------------------------------------------------------------------------------------------
+// State
+
+let state = INITIAL;
+let drawn = 0;
+/** @type {Player | null} */
+let player = null;
+let lastCommand = 0;
+
+/** @param {import("./state.js").Action} action */
+function dispatch(action) {
+  const before = state;
+  state = reduce(state, action);
+  if (state === before) return;
+  announceChanges(before);
+  if (!drawn) drawn = requestAnimationFrame(draw);
+}
+
+// --------------------------------------------------------------------------------------------------------------------
+// Connection
+
+/** Where to join: the part behind # never leaves the browser, so that a token in a link is in no log. */
+function address() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  const token = given.get("token") ?? sessionStorage.getItem("shotstream.token") ?? "";
+  if (given.has("token")) {
+    sessionStorage.setItem("shotstream.token", token);
+    given.delete("token");
+    history.replaceState(null, "", `${location.pathname}${given.size ? `#${given}` : ""}`);
+  }
+  const url = new URL("/ws", location.href);
+  url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+  url.hash = "";
+  return { url: url.href, story: given.get("story") ?? "main", token };
+}
+
+const client = new Client({
+  ...address(),
+  listeners: {
+    message: (message) => {
+      if (message.kind === "hello") prepare(message.preset);
+      dispatch({ type: "message", message, now: performance.now() });
+      if (message.kind === "status") player?.setPaused(message.state === "paused");
+      if (message.kind === "hello") player?.setPaused(message.snapshot.status.state === "paused");
+    },
+    media: (header, payload) => {
+      if (header.init) player?.init(payload);
+      else player?.append(header, payload);
+    },
+    connection: (connection) => dispatch({ type: "connection", connection }),
+  },
+});
+
+/** @param {import("./protocol.js").PresetInfo} preset */
+function prepare(preset) {
+  if (player !== null) return;
+  document.documentElement.style.setProperty("--shape", `${preset.width} / ${preset.height}`);
+  const reason = Player.unsupported(preset.mime);
+  if (reason) {
+    dispatch({ type: "unsupported", reason });
+    return;
+  }
+  player = new Player(video, {
+    mime: preset.mime,
+    fps: preset.fps,
+    listeners: {
+      shown: ({ segment: { header }, frame, at }) => {
+        const { shot, chunk, take, epoch, sequence } = header;
+        dispatch({ type: "presented", onScreen: { shot, chunk, take, epoch, sequence }, live: player?.isLive ?? true, now: at });
+        if (frame <= 1) rememberThumbnail(shot, take);
+      },
+      live: (live) => dispatch({ type: "lookBack", on: !live }),
+      failed: (reason) => dispatch({ type: "unsupported", reason }),
+    },
+  });
+}
+
+/** A card whose picture did not come with the event gets the one on screen. @param {number} shot @param {number} take */
+function rememberThumbnail(shot, take) {
+  const card = cardOf(state, shot);
+  if (player === null || card === undefined || card.thumbnail || card.take !== take) return;
+  const small = document.createElement("canvas");
+  small.width = 320;
+  small.height = Math.round((320 * video.videoHeight) / Math.max(1, video.videoWidth));
+  small.getContext("2d")?.drawImage(video, 0, 0, small.width, small.height);
+  dispatch({ type: "thumbnail", shot, take, thumbnail: small.toDataURL("image/jpeg", 0.8) });
+}
+
+// --------------------------------------------------------------------------------------------------------------------
+// Commands
+
+/**
+ * @param {import("./protocol.js").CommandKind} kind
+ * @param {{text?: string, [field: string]: unknown}} [fields]
+ * @param {number} [now] when the key was pressed
+ */
+function command(kind, fields = {}, now = performance.now()) {
+  lastCommand += 1;
+  const id = `${state.seq}-${lastCommand}-${Math.random().toString(36).slice(2, 8)}`;
+  if (!client.send({ kind, id, ...fields })) {
+    announce("Not sent: there is no connection.");
+    return false;
+  }
+  dispatch({ type: "sent", id, command: kind, text: fields.text ?? "", now });
+  return true;
+}
+
+const isRunning = () => !["idle", "loading", "warming", "queued"].includes(state.status.state);
+
+/** @param {"steer" | "cut"} wish @param {number} now */
+function direct(wish, now) {
+  const text = prompt.value.trim();
+  if (!text || state.role !== "director") return;
+  player?.goLive();
+  const sent = isRunning() ? command(wish, { text }, now) : command("start", { text, ...storyFields() }, now);
+  if (!sent) return;
+  pastPrompts.add(text);
+  prompt.value = "";
+}
+
+function storyFields() {
+  const seed = Number.parseInt(/** @type {HTMLInputElement} */ (byId("seed")).value, 10);
+  const global_caption = /** @type {HTMLInputElement} */ (byId("global")).value.trim();
+  return { global_caption, seed: Number.isFinite(seed) ? Math.max(0, seed) : 0 };
+}
+
+function cancelNewest() {
+  const open = state.instructions.findLast(({ stage, mine }) => mine && stage !== "coming");
+  return open !== undefined && command("cancel", { target: open.id });
+}
+
+const togglePause = () => isRunning() && command(state.status.state === "paused" ? "resume" : "pause");
+
+/** @param {"pin" | "remove"} action @param {RememberedFrame} frame */
+const changeMemory = (action, { shot, frame }) => command("memory", { action, frame: { shot, frame } });
+
+// --------------------------------------------------------------------------------------------------------------------
+// Prompt line
+
+/** What was typed before, newest last; the arrow keys walk through it. */
+const pastPrompts = {
+  /** @type {string[]} */
+  all: JSON.parse(localStorage.getItem(HISTORY_KEY) ?? "[]"),
+  at: -1,
+  draft: "",
+
+  /** @param {string} text */
+  add(text) {
+    this.all = [...this.all.filter((one) => one !== text), text].slice(-HISTORY_LENGTH);
+    this.at = -1;
+    localStorage.setItem(HISTORY_KEY, JSON.stringify(this.all));
+  },
+
+  /** @param {1 | -1} step back is 1 */
+  walk(step) {
+    if (this.at === -1) this.draft = prompt.value;
+    this.at = Math.max(-1, Math.min(this.all.length - 1, this.at + step));
+    prompt.value = this.at === -1 ? this.draft : this.all[this.all.length - 1 - this.at];
+    prompt.setSelectionRange(prompt.value.length, prompt.value.length);
+  },
+};
+
+prompt.addEventListener("keydown", (event) => {
+  if (event.isComposing) return;
+  if (event.key === "Enter") direct(event.shiftKey ? "cut" : "steer", event.timeStamp);
+  else if (event.key === "ArrowUp") pastPrompts.walk(1);
+  else if (event.key === "ArrowDown") pastPrompts.walk(-1);
+  else if (event.key === "Escape" && prompt.value) prompt.value = "";
+  else if (event.key === "Escape" && !cancelNewest()) prompt.blur();
+  else return;
+  event.preventDefault();
+});
+byId("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  direct("steer", event.timeStamp);
+});
+buttons.cut.addEventListener("click", (event) => direct("cut", event.timeStamp));
+
+/** @param {string} text */
+function takeSuggestion(text) {
+  prompt.value = text;
+  prompt.focus();
+}
+
+/** First shots before the story, then the others in turns, so that they do not wear out. */
+function suggestions() {
+  const all = state.preset?.suggestions ?? [];
+  if (state.role !== "director" || !all.length) return [];
+  const first = isRunning() ? state.shots.length * 2 + (state.shots.at(-1)?.steers.length ?? 0) : 0;
+  const count = Math.min(SUGGESTIONS_SHOWN, all.length);
+  return Array.from({ length: count }, (_, index) => all[(first + index) % all.length]);
+}
+
+// --------------------------------------------------------------------------------------------------------------------
+// Pictures, films, fullscreen
+
+/** @param {Blob | string} content a blob, or the address of a file @param {string} name */
+function download(content, name) {
+  const link = document.createElement("a");
+  link.download = name;
+  link.href = typeof content === "string" ? content : URL.createObjectURL(content);
+  link.click();
+  if (typeof content !== "string") setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+function savePicture() {
+  if (state.onScreen === null || player === null) return;
+  const name = `shot-${state.onScreen.shot + 1}-${Math.round(video.currentTime * (state.preset?.fps ?? 16))}.png`;
+  player.picture().toBlob((blob) => blob && download(blob, name), "image/png");
+}
+
+function toggleFullscreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else stage.requestFullscreen?.().catch(() => {});
+}
+
+/** Crop a picture to the film's shape and size. @param {Blob} file @returns {Promise<string>} a data URL */
+async function cropped(file) {
+  const picture = await createImageBitmap(file);
+  const { width, height } = state.preset ?? { width: 320, height: 192 };
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  const scale = Math.max(width / picture.width, height / picture.height);
+  const [w, h] = [picture.width * scale, picture.height * scale];
+  canvas.getContext("2d")?.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
+  return canvas.toDataURL("image/jpeg", PICTURE_QUALITY);
+}
+
+const pictureDialog = /** @type {HTMLDialogElement} */ (byId("picture-dialog"));
+const preview = /** @type {HTMLImageElement} */ (byId("picture-preview"));
+const pictureCaption = /** @type {HTMLInputElement} */ (byId("picture-caption"));
+
+/** @param {Blob | null | undefined} file */
+async function offerPicture(file) {
+  if (!file || state.role !== "director") return;
+  if (!file.type.startsWith("image/")) {
+    announce("Only pictures can be remembered.");
+    return;
+  }
+  try {
+    preview.src = await cropped(file);
+  } catch (error) {
+    announce(`This picture cannot be read: ${error instanceof Error ? error.message : error}`);
+    return;
+  }
+  pictureCaption.value = "";
+  pictureDialog.showModal();
+  pictureCaption.focus();
+}
+
+byId("picture-form").addEventListener("submit", () => {
+  const caption = pictureCaption.value.trim();
+  if (caption) command("memory", { action: "add", picture: preview.src.split(",")[1], caption });
+});
+byId("picture-cancel").addEventListener("click", () => pictureDialog.close());
+
+const file = /** @type {HTMLInputElement} */ (byId("file"));
+buttons.add.addEventListener("click", () => file.click());
+file.addEventListener("change", () => {
+  offerPicture(file.files?.[0]);
+  file.value = "";
+});
+
+const memoryBox = byId("memory-box");
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  memoryBox.classList.add("target");
+});
+addEventListener("dragleave", (event) => event.relatedTarget === null && memoryBox.classList.remove("target"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  memoryBox.classList.remove("target");
+  offerPicture(event.dataTransfer?.files[0]);
+});
+addEventListener("paste", (event) => {
+  const picture = [...(event.clipboardData?.files ?? [])].find(({ type }) => type.startsWith("image/"));
+  if (picture) offerPicture(picture);
+});
+
+// --------------------------------------------------------------------------------------------------------------------
+// Looking back
+
+/** @param {ShotCard} card */
+function lookBack(card) {
+  if (!player?.lookBack(card.shot, card.take)) announce(`Shot ${card.shot + 1} is no longer kept on this page.`);
+}
+
+/** @param {1 | -1} step */
+function lookAtNeighbour(step) {
+  const at = state.shots.findIndex(({ shot }) => shot === state.onScreen?.shot);
+  const card = state.shots[at + step];
+  if (card) lookBack(card);
+}
+
+// --------------------------------------------------------------------------------------------------------------------
+// Keys and buttons
+
+/** @type {[string, string, string, () => unknown][]} key, name, what it does, act */
+const SHORTCUTS = [
+  ["/", "/", "To the prompt", () => prompt.focus()],
+  [" ", "Space", "Pause, resume", togglePause],
+  ["e", "E", "Let the shot run longer", () => command("extend")],
+  ["ArrowLeft", "←", "Look back at the shot before", () => lookAtNeighbour(-1)],
+  ["ArrowRight", "→", "The shot after", () => lookAtNeighbour(1)],
+  ["l", "L", "Back to live", () => player?.goLive()],
+  ["p", "P", "This frame as PNG", savePicture],
+  ["d", "D", "The story so far as mp4", () => buttons.film.click()],
+  ["f", "F", "Fullscreen", toggleFullscreen],
+  ["a", "A", "Add a picture to remember", () => file.click()],
+  ["x", "X", "End the story", () => buttons.stop.click()],
+  ["?", "?", "This list", () => helpDialog.showModal()],
+];
+/** Keys of the prompt line, for the list. */
+const PROMPT_KEYS = [
+  ["Enter", "Steer the running shot"],
+  ["Shift + Enter", "Cut to the next shot"],
+  ["↑ ↓", "What you typed before"],
+  ["Esc", "Clear the line, then cancel what is pending, then leave the line for the keys below"],
+];
+
+const helpDialog = /** @type {HTMLDialogElement} */ (byId("help-dialog"));
+byId("shortcuts").append(
+  ...[...PROMPT_KEYS, ...SHORTCUTS.map(([, name, words]) => [name, words])].flatMap(([name, words]) => [
+    views.element("dt", {}, views.element("kbd", { text: name })),
+    views.element("dd", { text: words }),
+  ]),
+);
+
+addEventListener("keydown", (event) => {
+  const at = /** @type {HTMLElement} */ (event.target);
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (at.closest("input, textarea, [contenteditable]")) return;
+  // Space and Enter on a button press the button.
+  if (event.key === " " && at.closest("button, summary, a")) return;
+  const shortcut = SHORTCUTS.find(([key]) => key === event.key || key === event.key.toLowerCase());
+  if (shortcut === undefined) return;
+  event.preventDefault();
+  shortcut[3]();
+});
+
+const stopDialog = /** @type {HTMLDialogElement} */ (byId("stop-dialog"));
+stopDialog.addEventListener("close", () => stopDialog.returnValue === "stop" && command("stop"));
+buttons.stop.addEventListener("click", () => {
+  if (!isRunning()) return;
+  stopDialog.returnValue = "";
+  stopDialog.showModal();
+});
+buttons.pause.addEventListener("click", togglePause);
+buttons.extend.addEventListener("click", () => command("extend"));
+buttons.help.addEventListener("click", () => helpDialog.showModal());
+buttons.live.addEventListener("click", () => player?.goLive());
+buttons.png.addEventListener("click", savePicture);
+buttons.film.addEventListener("click", () => download(`/api/stories/${encodeURIComponent(state.story)}/film.mp4`, "story.mp4"));
+buttons.full.addEventListener("click", toggleFullscreen);
+buttons["cover-action"].addEventListener("click", () => {
+  if (state.connection.phase === "waiting") client.retryNow();
+  else location.reload();
+});
+
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState !== "visible") return;
+  client.retryNow();
+  player?.goLive();
+});
+addEventListener("online", () => client.retryNow());
+addEventListener("pointerdown", () => video.paused && player?.isLive && player.setPaused(state.status.state === "paused"));
+
+// --------------------------------------------------------------------------------------------------------------------
+// Drawing
+
+let announced = "";
+
+/** Tell a screen reader. @param {string} words */
+function announce(words) {
+  byId("announce").textContent = words === announced ? `${words} ` : words;
+  announced = words;
+}
+
+/** @param {typeof state} before */
+function announceChanges(before) {
+  const newest = state.receipts.at(-1);
+  if (newest && newest !== before.receipts.at(-1)) announce(views.receiptWords(newest).join(""));
+  const [was, is] = [situation(before), situation(state)];
+  if (was.mood !== is.mood) announce([is.badge, is.title, is.help].filter(Boolean).join(". "));
+}
+
+function draw() {
+  drawn = 0;
+  const director = state.role === "director";
+  const now = situation(state);
+  drawBadge(now);
+  drawCover(now);
+  drawControls(now, director);
+  views.drawTimeline(byId("cards"), state, state.preset?.fps ?? 16, lookBack);
+  byId("cards-empty").hidden = state.shots.length > 0;
+  views.drawMemory(byId("memory"), state.memory, director, changeMemory);
+  byId("memory-empty").hidden = state.memory.length > 0;
+  views.drawPending(byId("pending"), state.instructions, (id) => command("cancel", { target: id }));
+  views.drawReceipts(byId("receipts"), state.receipts, performance.now());
+  views.drawSuggestions(byId("suggestions"), suggestions(), takeSuggestion);
+  drawFacts();
+}
+
+/** @param {ReturnType<typeof situation>} now */
+function drawBadge({ mood, badge }) {
+  byId("badge").dataset.mood = mood;
+  byId("badge-text").textContent = badge;
+  document.title = mood === "live" ? "● shotstream" : `${badge} · shotstream`;
+}
+
+/** @param {ReturnType<typeof situation>} now */
+function drawCover({ mood, title, help }) {
+  const cover = byId("cover");
+  cover.hidden = !title;
+  cover.dataset.mood = mood;
+  cover.classList.toggle("thin", state.onScreen !== null);
+  byId("cover-title").textContent = title;
+  byId("cover-help").textContent = help;
+  const action = buttons["cover-action"];
+  action.hidden = mood !== "bad" && state.connection.phase !== "waiting";
+  action.textContent = mood === "bad" ? "Reload" : "Try now";
+}
+
+/** @param {ReturnType<typeof situation>} now @param {boolean} director */
+function drawControls({ mood }, director) {
+  const open = state.connection.phase === "open" && !state.refused && !state.unsupported;
+  const running = isRunning() && open;
+  const ready = open && (running || state.status.state === "idle");
+  byId("direct").hidden = !director;
+  buttons.add.hidden = !director;
+  prompt.placeholder = promptHint();
+  buttons.steer.textContent = running ? "Steer" : "Start";
+  buttons.steer.disabled = !ready;
+  buttons.cut.hidden = !running;
+  for (const name of ["pause", "extend", "stop"]) {
+    buttons[name].hidden = !director;
+    buttons[name].disabled = !running;
+  }
+  const label = /** @type {HTMLElement} */ (buttons.pause.querySelector(".label"));
+  label.textContent = state.status.state === "paused" ? "Resume" : "Pause";
+  byId("story-box").hidden = running;
+  buttons.live.hidden = mood !== "back";
+  buttons.png.disabled = state.onScreen === null;
+  buttons.film.disabled = state.shots.length === 0;
+  byId("about").textContent = aboutLine(director);
+  drawKeys(running);
+}
+
+function promptHint() {
+  if (!isRunning()) return "A fox walks along the beach at sunset";
+  return state.status.state === "holding" ? "The shot has ended: steer it on, or cut to the next one" : "Now make him look surprised";
+}
+
+/** @param {boolean} director */
+function aboutLine(director) {
+  if (state.preset === null) return "";
+  const viewers = state.metrics?.viewers ?? 1;
+  const words = [state.preset.name, `${state.preset.width} × ${state.preset.height}`];
+  if (viewers > 1) words.push(`${viewers} viewers`);
+  if (!director) words.push("you are watching");
+  return words.join(" · ");
+}
+
+/** @param {boolean} running */
+function drawKeys(running) {
+  const keys = byId("keys");
+  if (keys.dataset.running === String(running)) return;
+  keys.dataset.running = String(running);
+  const key = (/** @type {string} */ text) => views.element("kbd", { text });
+  keys.replaceChildren(...(running
+    ? [key("Enter"), " steers the running shot from its next chunk on, ", key("Shift + Enter"), " cuts to a new one"]
+    : [key("Enter"), " begins the story"]));
+}
+
+function drawFacts() {
+  byId("rate").textContent = state.framesPerSecond ? state.framesPerSecond.toFixed(1) : "–";
+  byId("latency").textContent = state.latencyMs === null ? "–" : `${(state.latencyMs / 1000).toFixed(2)} s`;
+  byId("caption").textContent = state.caption || "–";
+  const leftOut = state.receipts.findLast((one) => one.outcome === "applied")?.leftOut ?? [];
+  byId("left-out").hidden = !leftOut.length;
+  byId("left-out").textContent = leftOut.length ? `Too long, left out: ${leftOut.join("; ")}` : "";
+}
+
+setInterval(() => {
+  player?.tick();
+  const framesPerSecond = player?.framesPerSecond ?? 0;
+  if (framesPerSecond !== state.framesPerSecond) dispatch({ type: "rate", framesPerSecond });
+  views.drawReceipts(byId("receipts"), state.receipts, performance.now());
+}, TICK_MS);
+
+draw();
+client.connect();
+prompt.focus({ preventScroll: true });

@@ -1,0 +1,413 @@
+// @ts-check
+/**
+ * What the page knows, as a pure function of what happened: `reduce(state, action) -> state`. No DOM, no clock, no socket.
+ *
+ * An instruction's way: `sent` (typed here) -> `accepted` (the server has it) -> `ended` (it names the chunk where it took
+ * effect) -> `presented` (that chunk's first picture is on this screen): only then the receipt appears.
+ *
+ * @typedef {import("./protocol.js").ServerMessage} ServerMessage
+ * @typedef {import("./protocol.js").Hello} Hello
+ * @typedef {import("./protocol.js").StoryEvent} StoryEvent
+ * @typedef {import("./protocol.js").Status} Status
+ * @typedef {import("./protocol.js").RememberedFrame} RememberedFrame
+ * @typedef {import("./protocol.js").ShotCard} ShotCard
+ * @typedef {import("./protocol.js").Ended} Ended
+ * @typedef {import("./client.js").Connection} Connection
+ *
+ * @typedef {Object} Instruction
+ * @property {string} id
+ * @property {string} command
+ * @property {string} text
+ * @property {boolean} mine       typed on this page
+ * @property {"sent" | "accepted" | "coming"} stage   coming: it took effect in a chunk that is not on screen yet
+ * @property {number | null} sentAt   page clock, ms
+ * @property {Ended | null} ended
+ *
+ * @typedef {Object} Receipt
+ * @property {string} id
+ * @property {string} command
+ * @property {string} text
+ * @property {boolean} mine
+ * @property {"applied" | "superseded" | "failed"} outcome
+ * @property {number | null} shot
+ * @property {number | null} chunk
+ * @property {string} reason
+ * @property {string[]} leftOut
+ * @property {number | null} latencyMs   from the key press to the picture
+ * @property {number} at          page clock, ms
+ *
+ * @typedef {Object} OnScreen
+ * @property {number} shot
+ * @property {number} chunk
+ * @property {number} take
+ * @property {number} epoch
+ * @property {number} sequence
+ *
+ * @typedef {Object} State
+ * @property {Connection} connection
+ * @property {number} seq
+ * @property {"director" | "watcher"} role
+ * @property {string} story
+ * @property {import("./protocol.js").PresetInfo | null} preset
+ * @property {string} writer
+ * @property {Omit<Status, "kind" | "seq">} status
+ * @property {string} globalCaption
+ * @property {ShotCard[]} shots
+ * @property {Instruction[]} instructions   not yet seen to take effect
+ * @property {Receipt[]} receipts           newest last
+ * @property {RememberedFrame[]} memory
+ * @property {Record<number, string>} captions   of the newest chunks, by sequence
+ * @property {OnScreen | null} onScreen
+ * @property {string} caption               in force in the picture on screen
+ * @property {number | null} latencyMs      of the newest instruction seen to take effect
+ * @property {import("./protocol.js").Metrics | null} metrics
+ * @property {number} framesPerSecond       presented here
+ * @property {boolean} lookingBack
+ * @property {string} unsupported           why this browser cannot play, or empty
+ * @property {string} refused               why the server will not have us, or empty
+ *
+ * @typedef {{type: "connection", connection: Connection}
+ *   | {type: "message", message: ServerMessage, now: number}
+ *   | {type: "sent", id: string, command: string, text: string, now: number}
+ *   | {type: "presented", onScreen: OnScreen, live: boolean, now: number}
+ *   | {type: "rate", framesPerSecond: number}
+ *   | {type: "thumbnail", shot: number, take: number, thumbnail: string}
+ *   | {type: "lookBack", on: boolean}
+ *   | {type: "unsupported", reason: string}} Action
+ */
+
+const KEPT_RECEIPTS = 50;
+const KEPT_CAPTIONS = 32;
+const KEPT_SHOTS = 500;
+/** Commands that show in the picture; the others are done when the server says so. */
+const VISIBLE = new Set(["start", "cut", "steer"]);
+
+/** @type {State["status"]} */
+const SILENT = {
+  state: "idle", detail: "", late_ms: 0, queue_position: null, clock_frame: 0, clock_running: false,
+};
+
+/** @type {Readonly<State>} */
+export const INITIAL = Object.freeze({
+  connection: { phase: /** @type {const} */ ("connecting"), attempt: 0 },
+  seq: 0,
+  role: /** @type {const} */ ("director"),
+  story: "",
+  preset: null,
+  writer: "",
+  status: SILENT,
+  globalCaption: "",
+  shots: [],
+  instructions: [],
+  receipts: [],
+  memory: [],
+  captions: {},
+  onScreen: null,
+  caption: "",
+  latencyMs: null,
+  metrics: null,
+  framesPerSecond: 0,
+  lookingBack: false,
+  unsupported: "",
+  refused: "",
+});
+
+/**
+ * @param {State} state
+ * @param {Action} action
+ * @returns {State}
+ */
+export function reduce(state, action) {
+  switch (action.type) {
+    case "connection":
+      return connected(state, action.connection);
+    case "message":
+      return received(state, action.message, action.now);
+    case "sent":
+      return sent(state, action);
+    case "presented":
+      return presented(state, action);
+    case "rate":
+      return { ...state, framesPerSecond: action.framesPerSecond };
+    case "thumbnail":
+      return withShot(state, action.shot, (card) =>
+        card.take === action.take && !card.thumbnail ? { ...card, thumbnail: action.thumbnail } : card);
+    case "lookBack":
+      return { ...state, lookingBack: action.on };
+    case "unsupported":
+      return { ...state, unsupported: action.reason };
+  }
+}
+
+/** @param {State} state @param {Connection} connection @returns {State} */
+function connected(state, connection) {
+  const refused = connection.phase === "refused" ? connection.reason ?? "The server refused this page." : "";
+  return { ...state, connection, refused };
+}
+
+/** @param {State} state @param {ServerMessage} message @param {number} now @returns {State} */
+function received(state, message, now) {
+  switch (message.kind) {
+    case "hello":
+      return welcomed(state, message, now);
+    case "metrics":
+      return { ...state, metrics: message };
+    case "error":
+      return refusedCommand(state, message, now);
+    case "gap":
+      return state;
+    default:
+      return happened(state, message, now);
+  }
+}
+
+/** The snapshot is the truth; only what is on this screen, and the instructions of this page, live on.
+ * @param {State} state @param {Hello} hello @param {number} now @returns {State} */
+function welcomed(state, hello, now) {
+  const { snapshot } = hello;
+  const own = new Map(state.instructions.map((one) => [one.id, one]));
+  const pending = snapshot.pending.map(({ id, command, text }) => {
+    const known = own.get(id);
+    own.delete(id);
+    return instruction({ ...known, id, command, text, stage: "accepted" });
+  });
+  // What is neither pending nor about to be replayed never reached the server, or ended long ago.
+  const open = [...own.values()].filter((one) => hello.replayed > 0 || one.stage === "coming");
+  const lost = [...own.values()].filter((one) => !open.includes(one) && one.mine);
+  /** @type {State} */
+  const next = {
+    ...state,
+    seq: hello.seq,
+    role: hello.role,
+    story: hello.story,
+    preset: hello.preset,
+    writer: hello.writer,
+    status: snapshot.status,
+    globalCaption: snapshot.global_caption,
+    shots: keepThumbnails(snapshot.shots, state.shots),
+    memory: snapshot.memory,
+    instructions: [...open, ...pending],
+  };
+  const why = "lost with the connection: send it again";
+  return lost.reduce((all, one) => withReceipt(all, receipt(one, "failed", now, why)), next);
+}
+
+/** @param {ShotCard[]} cards @param {ShotCard[]} before */
+function keepThumbnails(cards, before) {
+  const known = new Map(before.map((card) => [`${card.start}/${card.shot}/${card.take}`, card.thumbnail]));
+  return cards.map((card) => ({ ...card, thumbnail: card.thumbnail || known.get(`${card.start}/${card.shot}/${card.take}`) || "" }));
+}
+
+/** A story event. One that the snapshot holds already only tells what became of our own instructions.
+ * @param {State} state @param {StoryEvent} event @param {number} now @returns {State} */
+function happened(state, event, now) {
+  const replayed = event.seq <= state.seq;
+  if (event.kind === "accepted") return replayed ? state : accepted(state, event);
+  if (event.kind === "ended") return ended(state, event, now, replayed);
+  if (replayed) return state;
+  const next = { ...state, seq: event.seq };
+  switch (event.kind) {
+    case "shot_opened":
+      return shotOpened(next, event);
+    case "chunk":
+      return chunkReady(next, event);
+    case "memory":
+      return { ...next, memory: event.frames };
+    case "status":
+      return { ...next, status: event };
+  }
+}
+
+/** @param {Partial<Instruction> & {id: string, command: string, text: string}} known @returns {Instruction} */
+function instruction(known) {
+  return { mine: false, stage: "sent", sentAt: null, ended: null, ...known };
+}
+
+/** @param {State} state @param {{id: string, command: string, text: string, now: number}} action @returns {State} */
+function sent(state, { id, command, text, now }) {
+  const fresh = instruction({ id, command, text, mine: true, sentAt: now });
+  return { ...state, instructions: [...state.instructions, fresh] };
+}
+
+/** @param {State} state @param {import("./protocol.js").Accepted & {seq: number}} event @returns {State} */
+function accepted(state, { id, command, text, seq }) {
+  const known = state.instructions.find((one) => one.id === id);
+  const taken = instruction({ ...known, id, command, text: text || known?.text || "", stage: "accepted" });
+  return { ...state, seq, instructions: [...without(state, id), taken] };
+}
+
+/** @param {State} state @param {Ended & {seq: number}} event @param {number} now @param {boolean} replayed
+ * @returns {State} */
+function ended(state, event, now, replayed) {
+  const next = { ...state, seq: Math.max(state.seq, event.seq) };
+  const known = state.instructions.find((one) => one.id === event.id);
+  const one = instruction({ ...known, id: event.id, command: event.command, text: known?.text ?? "", ended: event });
+  const marked = event.command === "steer" && event.outcome === "applied" && !replayed ? withSteer(next, one, event) : next;
+  if (event.outcome === "applied" && VISIBLE.has(event.command) && event.shot !== null) {
+    if (replayed && !one.mine) return marked;
+    return arriving({ ...marked, instructions: [...without(marked, event.id), { ...one, stage: "coming" }] }, now);
+  }
+  const closed = { ...marked, instructions: without(marked, event.id) };
+  const worthSaying = event.outcome !== "applied" || event.reason;
+  return worthSaying && known ? withReceipt(closed, receipt(one, event.outcome, now, event.reason)) : closed;
+}
+
+/** @param {State} state @param {Instruction} one @param {Ended} event @returns {State} */
+function withSteer(state, one, event) {
+  if (event.shot === null || event.chunk === null) return state;
+  const mark = { id: event.id, chunk: event.chunk, first_frame: event.first_frame ?? 0, text: one.text };
+  return withShot(state, event.shot, (card) => ({ ...card, steers: [...card.steers, mark] }));
+}
+
+/** @param {State} state @param {import("./protocol.js").ShotOpened} event @returns {State} */
+function shotOpened(state, event) {
+  const { shot, take, start, text, caption, num_chunks, context, thumbnail } = event;
+  const card = { shot, take, start, text, caption, num_chunks, made_chunks: 0, context, steers: [], thumbnail };
+  const earlier = state.shots.filter((one) => one.shot < shot).slice(1 - KEPT_SHOTS);
+  // A shot that opens where steers were announced before it must not lose them.
+  const before = state.shots.find((one) => one.shot === shot && one.take === take && one.start === start);
+  return { ...state, shots: [...earlier, before ? { ...card, steers: before.steers } : card] };
+}
+
+/** @param {State} state @param {import("./protocol.js").ChunkReady} event @returns {State} */
+function chunkReady(state, event) {
+  const recent = Object.entries(state.captions).slice(1 - KEPT_CAPTIONS);
+  const captions = Object.fromEntries([...recent, [event.sequence, event.caption]]);
+  return withShot({ ...state, captions }, event.shot, (card) => ({
+    ...card,
+    made_chunks: Math.max(card.made_chunks, event.chunk + 1),
+    num_chunks: event.num_chunks,
+  }));
+}
+
+/** @param {State} state @param {import("./protocol.js").ServerError} error @param {number} now @returns {State} */
+function refusedCommand(state, error, now) {
+  if (error.fatal) return { ...state, refused: error.message };
+  const known = state.instructions.find((one) => one.id === error.id);
+  const one = known ?? instruction({ id: error.id, command: "", text: "" });
+  return withReceipt({ ...state, instructions: without(state, error.id) }, receipt(one, "failed", now, error.message));
+}
+
+/** @param {State} state @param {{onScreen: OnScreen, live: boolean, now: number}} action @returns {State} */
+function presented(state, { onScreen, live, now }) {
+  const caption = state.captions[onScreen.sequence] ?? (live ? state.caption : cardOf(state, onScreen.shot)?.caption) ?? "";
+  const next = { ...state, onScreen, caption };
+  return live ? arriving(next, now) : next;
+}
+
+/** Give receipts to the instructions whose chunk has reached the screen.
+ * @param {State} state @param {number} now @returns {State} */
+function arriving(state, now) {
+  const { onScreen } = state;
+  if (onScreen === null || state.lookingBack) return state;
+  const arrived = state.instructions.filter((one) => one.stage === "coming" && isShown(one.ended, onScreen));
+  return arrived.reduce((all, one) => arrive(all, one, now), state);
+}
+
+/** @param {Ended | null} event @param {OnScreen} onScreen */
+function isShown(event, onScreen) {
+  if (event === null || event.shot === null || event.chunk === null) return false;
+  return onScreen.shot > event.shot || (onScreen.shot === event.shot && onScreen.chunk >= event.chunk);
+}
+
+/** @param {State} state @param {Instruction} one @param {number} now @returns {State} */
+function arrive(state, one, now) {
+  const shown = withReceipt({ ...state, instructions: without(state, one.id) }, receipt(one, "applied", now, one.ended?.reason));
+  const latencyMs = one.sentAt === null ? state.latencyMs : now - one.sentAt;
+  return { ...shown, latencyMs };
+}
+
+/** @param {Instruction} one @param {Receipt["outcome"]} outcome @param {number} now @param {string} [reason]
+ * @returns {Receipt} */
+function receipt(one, outcome, now, reason = "") {
+  const { id, command, text, mine, sentAt, ended: event } = one;
+  const latencyMs = outcome === "applied" && sentAt !== null ? now - sentAt : null;
+  return {
+    id, command, text, mine, outcome, reason, latencyMs,
+    shot: event?.shot ?? null, chunk: event?.chunk ?? null, leftOut: event?.left_out ?? [], at: now,
+  };
+}
+
+/** @param {State} state @param {Receipt} one @returns {State} */
+function withReceipt(state, one) {
+  return { ...state, receipts: [...state.receipts, one].slice(-KEPT_RECEIPTS) };
+}
+
+/** @param {State} state @param {string} id */
+function without(state, id) {
+  return state.instructions.filter((one) => one.id !== id);
+}
+
+/** @param {State} state @param {number} shot @param {(card: ShotCard) => ShotCard} change @returns {State} */
+function withShot(state, shot, change) {
+  return { ...state, shots: state.shots.map((card) => (card.shot === shot ? change(card) : card)) };
+}
+
+/** @param {State} state @param {number} shot */
+export function cardOf(state, shot) {
+  return state.shots.findLast((card) => card.shot === shot);
+}
+
+/**
+ * The one thing to tell about how it is going: what the badge says, and what lies over the picture.
+ *
+ * @typedef {"live" | "late" | "holding" | "paused" | "back" | "wait" | "bad" | "idle"} Mood
+ * @param {State} state
+ * @returns {{mood: Mood, badge: string, title: string, help: string}} title and help are empty while a picture is shown
+ */
+export function situation(state) {
+  const { connection, status } = state;
+  if (state.unsupported) {
+    return overlay("bad", "Cannot play", "This browser cannot play the stream", state.unsupported);
+  }
+  if (state.refused) return overlay("bad", "Refused", "The server refused this page", state.refused);
+  if (connection.phase === "waiting" || (connection.phase === "connecting" && state.preset !== null)) {
+    return overlay("wait", "Reconnecting", "Connection lost", "Trying again by itself. The story goes on; you return to it live.");
+  }
+  if (state.preset === null) return overlay("wait", "Connecting", "Connecting", "");
+  if (state.lookingBack) return { mood: "back", badge: "Looking back", title: "", help: "" };
+  return ofStatus(state, status);
+}
+
+/** @param {State} state @param {State["status"]} status @returns {ReturnType<typeof situation>} */
+function ofStatus(state, status) {
+  switch (status.state) {
+    case "idle":
+      return state.role === "director"
+        ? overlay("idle", "Ready", "What do we see first?", "Describe a shot and press Enter. It plays within a second.")
+        : overlay("idle", "Ready", "Nothing is on air", "The picture appears when the director begins.");
+    case "loading":
+      return overlay("wait", "Loading", "Loading the model", status.detail);
+    case "warming":
+      return overlay("wait", "Warming up", "Warming up", status.detail || "The first chunks are made for nobody, so that yours come fast.");
+    case "queued":
+      return overlay("wait", "In the queue", `Number ${status.queue_position ?? "?"} in the queue`, "All live places are taken. Keep this page open: it starts by itself.");
+    case "late":
+      return { mood: "late", badge: status.late_ms >= 50 ? `Late ${(status.late_ms / 1000).toFixed(1)} s` : "Late", title: "", help: "" };
+    case "holding":
+      return { mood: "holding", badge: "Waiting for direction", title: "", help: "" };
+    case "paused":
+      return { mood: "paused", badge: "Paused", title: "", help: status.detail };
+    case "error":
+      return overlay("bad", "Error", "The engine stopped", `${status.detail || "It gave no reason."} Stop the story and begin again; if that fails, restart the server and look at its log.`);
+    case "live":
+      return { mood: "live", badge: "Live", title: "", help: "" };
+  }
+}
+
+/** @param {Mood} mood @param {string} badge @param {string} title @param {string} help */
+function overlay(mood, badge, title, help) {
+  return { mood, badge, title, help };
+}
+
+/** Why a remembered frame is remembered, for people.
+ * @param {RememberedFrame} frame */
+export function reasonOf(frame) {
+  const shot = `shot ${frame.shot + 1}`;
+  return {
+    allotted: `${shot}, its share`,
+    matches: `${shot}, fits the caption`,
+    pinned: `${shot}, pinned`,
+    picture: "your picture",
+  }[frame.reason];
+}

@@ -1,0 +1,119 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { INITIAL, reduce, situation } from "../../src/shotstream/server/static/state.js";
+
+const PRESET = { name: "fake", width: 320, height: 192, fps: 16, mime: "", first_chunk_frames: 9, chunk_frames: 12, chunks_per_shot: 7, memory_frames: 6, suggestions: [] };
+const STATUS = { state: "live", detail: "", late_ms: 0, queue_position: null, clock_frame: 0, clock_running: true };
+
+const hello = (fields = {}, snapshot = {}) => ({
+  kind: "hello", protocol: 1, viewer: "v", story: "main", role: "director", seq: 0, replayed: 0, preset: PRESET, writer: "template",
+  snapshot: { status: STATUS, global_caption: "", seed: 0, epoch: 0, shots: [], pending: [], memory: [], ...snapshot },
+  ...fields,
+});
+const card = (shot) => ({ shot, take: 0, start: 90 * shot, text: `shot ${shot}`, caption: "", num_chunks: 7, made_chunks: 0, context: [], steers: [], thumbnail: "" });
+const opened = (seq, shot) => ({ kind: "shot_opened", seq, ...card(shot), aired_before: null });
+const chunk = (seq, shot, index, caption = "") => ({ kind: "chunk", seq, shot, chunk: index, take: 0, sequence: 10 * shot + index, epoch: shot, start: 0, num_frames: 12, caption, applied: [], num_chunks: 7, compute_ms: 1, latency_ms: null });
+const ended = (seq, fields) => ({ kind: "ended", seq, id: "a", command: "steer", outcome: "applied", shot: 0, chunk: 1, first_frame: 9, caption: "", left_out: [], reason: "", ...fields });
+const accepted = (seq, id = "a", command = "steer") => ({ kind: "accepted", seq, id, command, text: "look surprised", at: null });
+const message = (one, now = 0) => ({ type: "message", message: one, now });
+const sent = (now, id = "a", command = "steer") => ({ type: "sent", id, command, text: "look surprised", now });
+const presented = (shot, index, now, live = true) => ({ type: "presented", live, now, onScreen: { shot, chunk: index, take: 0, epoch: shot, sequence: 10 * shot + index } });
+const open = { type: "connection", connection: { phase: "open" } };
+const run = (...actions) => actions.reduce(reduce, INITIAL);
+
+test("a receipt appears only when the instruction is on the screen, and says how long it took", () => {
+  const before = run(open, message(hello()), message(opened(1, 0)), sent(1000), message(accepted(2)), message(ended(3)), presented(0, 0, 1400));
+  assert.deepEqual(before.receipts, []);
+  assert.equal(before.instructions[0].stage, "coming");
+  const after = reduce(before, presented(0, 1, 1650));
+  assert.deepEqual(after.instructions, []);
+  assert.equal(after.receipts[0].latencyMs, 650);
+  assert.equal(after.latencyMs, 650);
+});
+
+test("a receipt is not lost when its chunk was left out for this viewer", () => {
+  const state = run(message(hello()), sent(0), message(ended(1)), presented(0, 4, 900));
+  assert.equal(state.receipts.length, 1);
+});
+
+test("an instruction that another person gave gets a receipt without a time", () => {
+  const state = run(message(hello()), message(accepted(1)), message(ended(2)), presented(0, 1, 500));
+  assert.equal(state.receipts[0].text, "look surprised");
+  assert.equal(state.receipts[0].latencyMs, null);
+});
+
+test("a superseded steer says so at once", () => {
+  const state = run(message(hello()), sent(0), message(ended(1, { outcome: "superseded", shot: null, chunk: null, reason: "a cut came after it" }), 5));
+  assert.equal(state.receipts[0].outcome, "superseded");
+  assert.deepEqual(state.instructions, []);
+});
+
+test("a refused command ends with the server's words", () => {
+  const error = { kind: "error", code: "rate_limited", message: "slower, please", id: "a", fatal: false };
+  const state = run(message(hello()), sent(0), message(error, 5));
+  assert.equal(state.receipts[0].reason, "slower, please");
+  assert.deepEqual(state.instructions, []);
+});
+
+test("a steer leaves a mark on its shot, once, even where it is replayed", () => {
+  const state = run(message(hello()), message(opened(1, 0)), message(accepted(2)), message(ended(3)));
+  assert.deepEqual(state.shots[0].steers.map(({ chunk, text }) => [chunk, text]), [[1, "look surprised"]]);
+  const again = run(message(hello({ seq: 3, replayed: 3 }, { shots: state.shots })), message(opened(1, 0)), message(ended(3)));
+  assert.equal(again.shots[0].steers.length, 1);
+});
+
+test("events that the snapshot holds already change nothing but receipts", () => {
+  const state = run(message(hello({ seq: 9, replayed: 9 }, { shots: [card(0), card(1)] })), message(opened(1, 0)), message(chunk(2, 0, 6)), message({ kind: "status", seq: 3, ...STATUS, state: "paused" }));
+  assert.equal(state.shots.length, 2);
+  assert.equal(state.status.state, "live");
+  assert.equal(state.seq, 9);
+});
+
+test("an instruction whose end came while the connection was lost still gets its receipt", () => {
+  const lost = { type: "connection", connection: { phase: "waiting" } };
+  const state = run(message(hello()), sent(0), message(accepted(1)), lost, open, message(hello({ seq: 4, replayed: 3 })), message(ended(2)), presented(0, 2, 3000));
+  assert.equal(state.receipts[0].outcome, "applied");
+});
+
+test("an instruction that never reached the server is reported as lost", () => {
+  const state = run(message(hello()), sent(0), message(hello({ seq: 4 })));
+  assert.match(state.receipts[0].reason, /send it again/);
+  assert.deepEqual(state.instructions, []);
+});
+
+test("a new story clears the cards of the one before", () => {
+  const state = run(message(hello()), message(opened(1, 0)), message(opened(2, 1)), message(opened(3, 0)));
+  assert.deepEqual(state.shots.map(({ shot }) => shot), [0]);
+});
+
+test("the caption shown is that of the picture on screen, not of the newest chunk", () => {
+  const state = run(message(hello()), message(opened(1, 0)), message(chunk(2, 0, 0, "old")), message(chunk(3, 0, 1, "new")), presented(0, 0, 1));
+  assert.equal(state.caption, "old");
+  assert.equal(reduce(state, presented(0, 1, 2)).caption, "new");
+});
+
+test("looking back gives no receipts", () => {
+  const state = run(message(hello()), sent(0), message(ended(1)), { type: "lookBack", on: true }, presented(0, 1, 5, false));
+  assert.deepEqual(state.receipts, []);
+});
+
+test("every state of the story has its words, and bad ones say what to do", () => {
+  const of = (status) => situation(run(open, message(hello({}, { status: { ...STATUS, ...status } }))));
+  assert.equal(of({ state: "live" }).mood, "live");
+  assert.equal(of({ state: "late", late_ms: 400 }).badge, "Late 0.4 s");
+  assert.equal(of({ state: "holding" }).badge, "Waiting for direction");
+  assert.match(of({ state: "queued", queue_position: 3 }).title, /Number 3/);
+  assert.match(of({ state: "error", detail: "out of memory" }).help, /out of memory.*begin again/);
+  for (const state of ["idle", "loading", "warming"]) assert.ok(of({ state }).title);
+  assert.equal(situation(INITIAL).badge, "Connecting");
+  assert.equal(situation({ ...run(open, message(hello())), connection: { phase: "waiting" } }).badge, "Reconnecting");
+  assert.equal(situation(reduce(INITIAL, { type: "unsupported", reason: "no H.264" })).help, "no H.264");
+});
+
+test("no action changes the state before it", () => {
+  const before = run(open, message(hello()), message(opened(1, 0)), sent(0));
+  const copy = structuredClone(before);
+  [message(accepted(2)), message(ended(3)), message(chunk(4, 0, 1)), presented(0, 1, 9)].reduce(reduce, before);
+  assert.deepEqual(before, copy);
+});

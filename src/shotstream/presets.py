@@ -106,6 +106,7 @@ STORYWORLD = Preset(
         text_dim=384,
         text_len=64,
         gelu="none",
+        absolute_positions=True,
         prediction="clean",
     ),
     text=TextConfig(encoder="minilm", length=64, width=384),

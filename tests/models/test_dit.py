@@ -252,3 +252,27 @@ def test_latent_that_patches_do_not_tile(tiny_dit: DiT, captions: CaptionKV) -> 
 def test_impossible_config(field_values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiTConfig(**field_values)  # type: ignore[arg-type]
+
+
+def test_with_absolute_positions_a_token_knows_where_it_is(tiny_config: DiTConfig) -> None:
+    """In a picture of equal cells only boundary effects tell rotary positions apart; the features tell every cell."""
+    config = replace(tiny_config, absolute_positions=True)
+    with_features, without = DiT(config), DiT(tiny_config)
+    without.load_state_dict(with_features.state_dict())
+    flat = torch.ones(1, 1, config.in_channels, 8, 8)
+
+    def cells(model: DiT) -> Tensor:
+        output = model(
+            flat,
+            torch.full((1, 1), 500.0),
+            positions_BF=torch.zeros(1, 1),
+            shot_ids_BF=torch.zeros(1, 1),
+            captions=model.encode_captions(torch.zeros(1, config.text_len, config.text_dim)),
+            caption_ids_BF=torch.zeros(1, 1, dtype=torch.long),
+            attention=SegmentAttention(sizes=(1,), tokens_per_frame=16),
+        )
+        return output[0, 0, 0, ::2, ::2].flatten()
+
+    with torch.no_grad():
+        torch.testing.assert_close(cells(without), cells(without)[:1].expand(16), atol=1e-5, rtol=0)
+        assert len(cells(with_features).unique()) == 16

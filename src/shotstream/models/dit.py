@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -44,6 +45,9 @@ class DiTConfig:
     """Phase of the shot indicator, radians per shot."""
     gelu: Literal["tanh", "none"] = "tanh"
     """Approximation of the FFN's activation. Wan has "tanh"; "none" (erf) is five times faster on a CPU in bf16."""
+    absolute_positions: bool = False
+    """Add fixed sine features of row and column to the tokens. Rotary positions alone cannot tell the top of a noisy
+    picture from its bottom, which a small network trained from scratch pays for dearly. Wan has none."""
     prediction: Prediction = "flow"
     """What the output means: the velocity, or the clean latent."""
 
@@ -363,7 +367,11 @@ class DiT(nn.Module):
         weight = self.patch_embedding.weight
         patches = rearrange(latents_BFChw, "b f c (h p) (w q) -> b f (h w) (c p q)", p=p, q=q)
         # The convolution with kernel = stride is one matrix product, and far faster as such on a CPU.
-        return F.linear(patches.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
+        x = F.linear(patches.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
+        if not self.config.absolute_positions:
+            return x
+        rows, columns = self.config.grid(*latents_BFChw.shape[-2:])
+        return x + grid_features(rows, columns, self.config.dim, x.device).to(x.dtype)
 
     def _unpatchify(self, y_BFPO: Tensor, height: int, width: int) -> Tensor:
         _, p, q = self.config.patch_size
@@ -376,3 +384,12 @@ def timestep_features(timesteps: Tensor, dim: int) -> Tensor:
     frequencies = 10000 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
     angles = timesteps.double()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
+
+
+@lru_cache(maxsize=16)
+def grid_features(rows: int, columns: int, dim: int, device: torch.device) -> Tensor:
+    """[rows * columns, dim] float32: the timestep features of a token's row, then those of its column."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    # Wavelengths from 2 pi cells up, as for words in a sentence (Vaswani et al. 2017).
+    halves = [timestep_features(axis.flatten().float(), dim // 2) for axis in (row, column)]
+    return torch.cat(halves, dim=-1).to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,27 +182,33 @@ def test_applied_average_is_taken_back():
     assert torch.equal(network.weight, own)
 
 
-WORKER = """
-import sys, torch
-from dataclasses import dataclass
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from test_two_processes import run
-run(sys.argv[1])
-"""
+def _launch(out: Path, *, processes: int, sharded: bool = False) -> subprocess.Popen[bytes]:
+    tests = str(Path(__file__).parent)
+    call = f"from two_processes import run; run({str(out)!r}, sharded={sharded})"
+    code = f"import sys; sys.path.insert(0, {tests!r}); {call}"
+    out.mkdir(exist_ok=True)
+    (out / "worker.py").write_text(code)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = torchrun if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(out / "worker.py")], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
-def test_two_processes_equal_one(tmp_path: Path):
-    """The toy library's teacher on the same global batch: averaged weights agree to 1e-5."""
-    code = WORKER.format(tests=str(Path(__file__).parent))
-    script = tmp_path / "worker.py"
-    script.write_text(code.replace("test_two_processes", "two_processes"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pair = subprocess.Popen([*launch, str(script), str(tmp_path / "pair")], env=environment)
-    subprocess.run([sys.executable, str(script), str(tmp_path / "one")], env=environment, check=True)
-    assert pair.wait(timeout=120) == 0
-    weights = [torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("one", "pair")]
+def _assert_same_weights(a: Path, b: Path) -> None:
+    weights = [torch.load(out / "weights.pt", weights_only=True) for out in (a, b)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-5)
+
+
+def test_two_processes_equal_one(tmp_path: Path):
+    """The toy library's teacher on the same global batch, copied or split over the processes: weights agree to 1e-5."""
+    names = ("one", "pair", "split")
+    runs = [_launch(tmp_path / name, processes=1 if name == "one" else 2, sharded=name == "split") for name in names]
+    assert [run.wait(timeout=240) for run in runs] == [0, 0, 0]
+    _assert_same_weights(tmp_path / "one", tmp_path / "pair")
+    _assert_same_weights(tmp_path / "one", tmp_path / "split")
+    shutil.move(tmp_path / "split" / "weights.pt", tmp_path / "weights.pt")
+    assert _launch(tmp_path / "split", processes=1).wait(timeout=240) == 0  # its snapshot, on one process
+    _assert_same_weights(tmp_path / "one", tmp_path / "split")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from shotstream.models.lora import LoRAConfig, inject_lora
 from shotstream.models.tiny_codec import TinyCodec
 from shotstream.recipes.intra_shot import DistillRecipe, distill_config, networks, optimisers
 from shotstream.recipes.runs import parser, start, train, with_flags
@@ -43,6 +44,9 @@ def run(recipe: DistillRecipe, world: World | None = None) -> Outcome:
     world = world or World()
     device = recipe.trainer.torch_device(world)
     generator, critic, teacher = networks(recipe)
+    if recipe.lora is not None:
+        inject_lora(generator, recipe.lora)
+        inject_lora(critic, recipe.lora)
     library = LatentLibrary(recipe.data, text_length=generator.config.text_len)
     stage = InterShotStage(
         generator,
@@ -63,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--critic", required=True, help="the critic's weights, from the intra-shot run")
     flags.add_argument("--codec", required=True, help="the codec that the latents were made with")
     flags.add_argument("--guidance", type=float, help="of the teacher, additive")
+    flags.add_argument("--lora-rank", type=int, help="train adapters of this rank instead of all weights")
     flags.add_argument("--walk-shots", type=int, default=4, help="shots of a walk")
     given = flags.parse_args(arguments)
     if given.init is None:
@@ -76,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         teacher=given.teacher,
         codec=given.codec,
     )
+    if given.lora_rank is not None:
+        recipe = replace(recipe, lora=LoRAConfig(rank=given.lora_rank, alpha=float(given.lora_rank)))
     if given.guidance is not None:
         recipe = replace(recipe, distill=replace(recipe.distill, guidance_scale=given.guidance))
     recipe = replace(recipe, walk_shots=given.walk_shots, trainer=with_flags(recipe.trainer, given))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from shotstream.engine.rollout import RolloutConfig
 from shotstream.models.checkpoint import load_dit
 from shotstream.models.dit import DiT
+from shotstream.models.lora import LoRAConfig
 from shotstream.presets import STORYWORLD
 from shotstream.recipes.runs import parser, start, train, with_flags
 from shotstream.training.causal_init import CausalConfig, OdeStage, PairStore
@@ -40,6 +41,8 @@ class DistillRecipe:
     codec: str | None = None
     """Only where history is the student's own."""
     walk_shots: int = 4
+    lora: LoRAConfig | None = None
+    """Train adapters on generator and critic instead of all weights."""
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(drop_text=0.0, captions_only=True))
     seed: int = 0
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from shotstream.models.checkpoint import load_dit, save_dit
+from shotstream.models.checkpoint import load_dit, load_strictly, merge_lora, plain_names, save_dit, split_lora
 from shotstream.models.dit import DiT, DiTConfig
+from shotstream.models.lora import LoRALinear
 from shotstream.training.data import LatentLibrary
-from shotstream.training.distributed import World
+from shotstream.training.distributed import World, whole
 from shotstream.training.trainer import Outcome, Stage, Trainer, TrainerConfig, to_json
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentPa
     flags.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU is taken where there is one")
     flags.add_argument("--threads", type=int, help="CPU threads")
     flags.add_argument("--seed", type=int)
+    flags.add_argument("--sharded", action="store_true", help="split networks over the processes (FSDP2)")
     flags.add_argument("--compile", action="store_true", help="torch.compile the network (not for distillation)")
     flags.add_argument("--image-every", type=int, help="steps between pictures in TensorBoard")
     return flags
@@ -64,7 +67,7 @@ def with_flags(config: TrainerConfig, arguments: argparse.Namespace) -> TrainerC
     if arguments.learning_rate is not None:
         first = next(iter(optimisers))
         optimisers[first] = replace(optimisers[first], learning_rate=arguments.learning_rate)
-    return replace(config, **given, optimisers=optimisers)
+    return replace(config, **given, optimisers=optimisers, sharded=arguments.sharded)
 
 
 def build_dit(config: DiTConfig, library: LatentLibrary, init: str | None, seed: int) -> DiT:
@@ -93,21 +96,34 @@ def train(
 ) -> Outcome:
     """Run the stage and write the averaged weights of the named networks beside its snapshots.
 
-    One network gives `weights.safetensors`; several give `<name>.safetensors` each. float32, config and recipe inside.
+    One network gives `weights.safetensors`; several give `<name>.safetensors` each. float32, config and recipe inside;
+    low-rank adapters are merged.
     """
     trainer = Trainer(stage, config, world, recipe=recipe)
     outcome = trainer.run()
-    if world.is_first:
-        (Path(config.out) / "recipe.json").write_text(json.dumps(to_json(recipe), indent=1))
-        for name in exported:
-            _export(trainer, name, Path(config.out), "weights" if len(exported) == 1 else name, outcome)
+    folder = Path(config.out)
+    for name in exported:
+        weights = averaged_weights(trainer, name)
+        if world.is_first:
+            path = folder / f"{'weights' if len(exported) == 1 else name}.safetensors"
+            _export(stage.networks[name], weights, path, recipe=recipe, step=outcome.step)
     return outcome
 
 
-def _export(trainer: Trainer[Any], name: str, folder: Path, stem: str, outcome: Outcome) -> None:
+def averaged_weights(trainer: Trainer[Any], name: str) -> dict[str, Tensor]:
+    """A network's averaged weights, gathered and with adapters merged. All processes must ask together."""
     network = trainer.stage.networks[name]
-    assert isinstance(network, DiT)
     with trainer.emas[name].applied(network):
-        recipe = json.dumps(to_json(trainer.recipe))
-        save_dit(folder / f"{stem}.safetensors", network, dtype=torch.float32, recipe=recipe, step=str(outcome.step))
-    log.info("wrote %s", folder / f"{stem}.safetensors")
+        tensors = {key: whole(value).detach().cpu().clone() for key, value in network.state_dict().items()}
+    scales = {layer.scale for layer in network.modules() if isinstance(layer, LoRALinear)}
+    base, adapters = split_lora(plain_names(tensors))
+    return merge_lora(base, adapters, scale=scales.pop()) if scales else base
+
+
+def _export(network: nn.Module, weights: dict[str, Tensor], path: Path, *, recipe: Any, step: int) -> None:
+    assert isinstance(network, DiT)
+    plain = DiT(network.config)
+    load_strictly(plain, weights, "the trained network")
+    save_dit(path, plain, dtype=torch.float32, recipe=json.dumps(to_json(recipe)), step=str(step))
+    (path.parent / "recipe.json").write_text(json.dumps(to_json(recipe), indent=1))
+    log.info("wrote %s", path)

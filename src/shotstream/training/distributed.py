@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 
@@ -58,20 +58,34 @@ def joined(*, timeout_minutes: float = 30) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def shard(module: nn.Module, blocks: Iterable[nn.Module], *, bfloat16: bool) -> None:
-    """Split a network's parameters over all processes with FSDP2, in place, one unit per block.
+FORWARD_METHODS = ("encode_captions", "embed_time", "forward_tokens")
+"""Methods of a network, beside `forward`, that read its parameters."""
 
-    Masters and gradient reduction stay float32; parameters are gathered as bfloat16 if asked. Inputs are not cast:
-    timesteps would lose their low bits.
+
+def shard(module: nn.Module) -> None:
+    """Split a network's parameters, gradients and optimiser states over all processes with FSDP2, in place.
+
+    The network is one unit that stays gathered from its first use in a step to `settle`: caches and losses call several
+    of its methods in turn. So memory per process is one full copy of the weights and a share of everything else.
+    Parameters are gathered in their own dtype and cast by autocast, which leaves the time embedding in float32.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    mesh = init_device_mesh(device, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bfloat16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
-    for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (dist.get_world_size(),))
+    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    for name in FORWARD_METHODS:
+        if hasattr(module, name):
+            register_fsdp_forward_method(module, name)
+
+
+def settle(modules: Iterable[nn.Module]) -> None:
+    """Let go of gathered parameters, so that the next use gathers what the optimiser has written."""
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor, wherever its parts are. All processes must ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:

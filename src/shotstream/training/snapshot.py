@@ -84,12 +84,13 @@ class SnapshotReader:
         return whole
 
     def _own_names(self) -> set[str]:
-        if self.state["processes"] != self.world.size:
+        carried = any(name.startswith("own/") for names in self._names for name in names)
+        if carried and self.state["processes"] != self.world.size:
             raise ValueError(
                 f"this stage carries samples of {self.state['processes']} processes: resume on as many, "
                 f"not on {self.world.size}"
             )
-        return self._names[self.world.rank]
+        return self._names[self.world.rank] if carried else set()
 
 
 def _is_own(name: str, tensor: Tensor) -> bool:

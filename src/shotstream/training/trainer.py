@@ -24,7 +24,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from shotstream.training.distributed import World, any_of, average_gradients, average_numbers
+from shotstream.training.distributed import World, any_of, average_gradients, average_numbers, settle, shard, whole
 from shotstream.training.ema import Ema
 from shotstream.training.snapshot import SnapshotReader, newest_snapshot, write_snapshot
 
@@ -79,6 +79,8 @@ class TrainerConfig:
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """bfloat16 runs products in bfloat16 (autocast); weights, optimiser and averages stay float32."""
     device: str = "auto"
+    sharded: bool = False
+    """Split each network over the processes (FSDP2) instead of copying it to all."""
     save_minutes: float = 5.0
     log_every: int = 20
     image_every: int = 0
@@ -167,6 +169,8 @@ class Trainer(Generic[BatchT]):
         self.updates = dict.fromkeys(stage.networks, 0)
         for network in stage.networks.values():
             network.to(self.device)
+            if config.sharded and self.world.size > 1:
+                shard(network)
         self.emas = {name: Ema(n, decay=config.ema_decay) for name, n in stage.networks.items()}
         self.optimisers = {name: _adamw(n, config.optimisers[name]) for name, n in stage.networks.items()}
         self._bad_steps = 0
@@ -213,7 +217,7 @@ class Trainer(Generic[BatchT]):
         logs = self._accumulate_gradients()
         parameters = [p for p in network.parameters() if p.requires_grad]
         average_gradients(parameters, self.world)
-        norm = _norm(nn.utils.clip_grad_norm_(parameters, self.config.optimisers[name].clip))
+        norm = whole(nn.utils.clip_grad_norm_(parameters, self.config.optimisers[name].clip))
         logs[f"{name}/gradient_norm"] = norm
         if torch.isfinite(norm):
             self._update(name)
@@ -222,6 +226,7 @@ class Trainer(Generic[BatchT]):
             self._count_bad_step(name)
         for other in self.stage.networks.values():
             other.zero_grad(set_to_none=True)
+        settle(self.stage.networks.values())
         self.step += 1
         return logs
 
@@ -460,11 +465,6 @@ def _load_optimiser(name: str, network: nn.Module, optimiser: torch.optim.Optimi
         parts = {part: reader.read(prefix + part, None if part == "step" else p) for part in reader.names(prefix)}
         if parts:
             optimiser.state[p] = {part: v if part == "step" else v.to(p.device) for part, v in parts.items()}
-
-
-def _norm(value: Tensor) -> Tensor:
-    full = getattr(value, "full_tensor", None)
-    return full() if full is not None else value
 
 
 def to_json(value: Any) -> Any:

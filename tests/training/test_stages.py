@@ -1,0 +1,172 @@
+"""A miniature of all stages, from the teacher to the distilled student, on the toy world.
+
+It asserts what cannot be true by accident: teacher and regression beat the best constant on held-out data, memory is
+used, and distillation brings the student's samples closer to the teacher's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from two_processes import TINY
+from worlds import TEXT_LENGTH, write_library
+
+from shotstream.diffusion.flow import add_noise
+from shotstream.diffusion.schedule import FlowSchedule
+from shotstream.engine.cache import SlabConfig
+from shotstream.engine.rollout import RolloutConfig
+from shotstream.engine.teacher import TeacherConfig
+from shotstream.models.dit import DiT
+from shotstream.training.causal_init import (
+    CausalConfig,
+    OdeStage,
+    PairConfig,
+    PairStore,
+    RealCausalStage,
+    make_pairs,
+    teacher_states,
+)
+from shotstream.training.data import Batch, LatentLibrary, Sampler, SamplerConfig
+from shotstream.training.distill import CRITIC, GENERATOR, DistillConfig, DistillStage, ShotBatch
+from shotstream.training.losses import energy_distance, velocity_loss
+from shotstream.training.randomness import generator_at, normal
+from shotstream.training.teacher import FlowConfig, TeacherStage
+from shotstream.training.trainer import OptimiserConfig, Stage, Trainer, TrainerConfig
+
+SMALL = replace(TINY, dim=64, ffn_dim=128, num_layers=2, freq_dim=32)
+CHUNK, FRAMES = 2, 4
+CLIPS = SamplerConfig(target_frames=FRAMES, drop_context=0.1, random_context=0.0, important_weight=1.0)
+SCHEDULE = FlowSchedule(shift=3.0)
+SOLVER = TeacherConfig(sigmas=tuple(SCHEDULE.sampling_sigmas(8).tolist()), guidance_scale=1.0)
+PAIRS = PairConfig(sampler=SOLVER, kept_steps=(0, 2, 4, 6), batch_size=64)
+CAUSAL = CausalConfig(timesteps=PAIRS.timesteps, chunk_frames=CHUNK)
+SLAB = SlabConfig(context_frames=6, window_frames=FRAMES, sink_frames=0, chunk_frames=CHUNK)
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Miniature:
+    """What the stages left behind."""
+
+    teacher: DiT
+    first_student: DiT
+    student: DiT
+    held_out: LatentLibrary
+    held_out_pairs: PairStore
+    distillation: DistillStage
+
+
+def _run(stage: Stage, out: Path, steps: int, **optimisers: OptimiserConfig) -> Trainer:
+    batch = 32
+    config = TrainerConfig(
+        out=str(out),
+        steps=steps,
+        batch_size=batch,
+        precision="float32",
+        device="cpu",
+        optimisers=optimisers,
+        ema_decay=0.98,
+        log_every=10_000,
+    )
+    trainer = Trainer(stage, config)
+    trainer.run()
+    for name, network in stage.networks.items():
+        trainer.emas[name].copy_to(network)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Miniature]:
+    folder = tmp_path_factory.mktemp("miniature")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    library = LatentLibrary(write_library(folder / "train", stories=160, per_shard=80), text_length=TEXT_LENGTH)
+    held_out = LatentLibrary(write_library(folder / "held", stories=80, per_shard=80, seed=1), text_length=TEXT_LENGTH)
+    fast = OptimiserConfig(learning_rate=3e-3, warmup_steps=20, schedule="cosine")
+    teacher = DiT(SMALL).init_for_training()
+    memory = replace(CLIPS, singles=4)
+    _run(TeacherStage(teacher, Sampler(library, memory), FlowConfig(shift=1.5)), folder / "memory", 250, model=fast)
+    _run(TeacherStage(teacher, Sampler(library, CLIPS), FlowConfig()), folder / "clips", 250, model=fast)
+    student = deepcopy(teacher)
+    _run(RealCausalStage(student, CAUSAL, sampler=Sampler(library, CLIPS)), folder / "real", 40, model=fast)
+    wanted = replace(CLIPS, captions_only=True, drop_text=0.0)
+    for name, source in (("pairs", library), ("held pairs", held_out)):
+        list(make_pairs(teacher, Sampler(source, wanted), PAIRS, folder / name, range(4 if name == "pairs" else 1)))
+    _run(OdeStage(student, CAUSAL, pairs=PairStore(folder / "pairs")), folder / "ode", 40, model=fast)
+    first = deepcopy(student)
+    rollout = RolloutConfig(timesteps=CAUSAL.timesteps, slab=SLAB)
+    config = DistillConfig(rollout=rollout, guidance_scale=0.0, critic_warmup=40, critic_steps=4)
+    stage = DistillStage(student, deepcopy(teacher), teacher, config, Sampler(library, wanted))
+    steady = OptimiserConfig(betas=(0.0, 0.999), warmup_steps=5)
+    rates = {GENERATOR: replace(steady, learning_rate=3e-4), CRITIC: replace(steady, learning_rate=1e-3)}
+    _run(stage, folder / "distil", 40 + 5 * 50, **rates)
+    yield Miniature(teacher, first, student, held_out, PairStore(folder / "held pairs"), stage)
+    torch.set_num_threads(threads)
+
+
+def _held_out_batch(miniature: Miniature, count: int, **changes: object) -> Batch:
+    config = replace(CLIPS, drop_text=0.0, drop_context=0.0, empty_context_captions=0.0, context_noise=0.0)
+    return Sampler(miniature.held_out, replace(config, **changes), ("held out",)).batch(0, range(count))
+
+
+@torch.no_grad()
+def _teacher_losses(miniature: Miniature, data: Batch) -> tuple[float, float]:
+    """Mean velocity loss of the teacher, and of the best constant (the mean of the very data)."""
+    model, stage = miniature.teacher, TeacherStage(miniature.teacher, Sampler(miniature.held_out, CLIPS), FlowConfig())
+    rng = generator_at("judge")
+    noise = normal(rng, data.target.shape)
+    sigma = torch.from_numpy(rng.uniform(0.3, 1.0, len(noise))).float()[:, None].expand(-1, FRAMES)
+    output = stage.predict(data, add_noise(data.target, noise, sigma), sigma, model.encode_captions(data.text))
+    constant = data.target.mean(0, keepdim=True).expand_as(data.target)
+    losses = [
+        velocity_loss(answer, data.target, noise, sigma, prediction="clean").mean().item()
+        for answer in (output, constant)
+    ]
+    return losses[0], losses[1]
+
+
+def test_the_teacher_beats_the_best_constant_on_held_out_stories(miniature: Miniature):
+    teacher, constant = _teacher_losses(miniature, _held_out_batch(miniature, 64))
+    assert teacher < 0.4 * constant
+
+
+def test_true_memory_beats_shuffled_memory(miniature: Miniature):
+    data = _held_out_batch(miniature, 64, first_shot=0.0)
+    shuffled = data._replace(context=data.context.roll(1, 0))
+    assert _teacher_losses(miniature, data)[0] < 0.8 * _teacher_losses(miniature, shuffled)[0]
+
+
+@torch.no_grad()
+def test_regression_beats_the_best_constant_on_held_out_trajectories(miniature: Miniature):
+    stage = OdeStage(miniature.first_student, CAUSAL, pairs=miniature.held_out_pairs)
+    batch = stage.batch(0, range(64))
+    clean = batch.data.target
+    constant = (clean - clean.mean(0)).square().mean()
+    assert stage.regression(batch).mean() < 0.5 * constant
+
+
+@torch.no_grad()
+def _samples(miniature: Miniature, data: Batch) -> dict[str, Tensor]:
+    """Shots of the teacher and of the student before and after distillation, each [N, everything]."""
+    samples = range(len(data.context))
+    noise = torch.stack([normal(generator_at("teacher samples", i), data.target.shape[1:]) for i in samples])
+    made = {"teacher": list(teacher_states(miniature.teacher, data, noise, SOLVER))[-1]}
+    for name, network in (("before", miniature.first_student), ("after", miniature.student)):
+        stage = replace(miniature.distillation, generator=network)
+        made[name] = stage.make(ShotBatch(data, 0, samples), last_pass=3)[1].clean
+    return {name: shots.flatten(1) for name, shots in made.items()}
+
+
+def test_distillation_brings_the_student_closer_to_the_teacher(miniature: Miniature):
+    data = _held_out_batch(miniature, 192, captions_only=True)
+    samples = _samples(miniature, data)
+    before, after = (energy_distance(samples[name], samples["teacher"]).item() for name in ("before", "after"))
+    assert after < before

@@ -37,6 +37,7 @@ HEADLINES = {
 def results(stories: Sequence[StoryResult], scores: ProbeScores, config: SuiteConfig) -> dict[str, Any]:
     """Everything measured, as plain values: `ceiling`, `model`, headlines (shares of 1), and how it was measured."""
     ceiling, model = _pooled(s.ceiling for s in stories), _pooled(s.model for s in stories)
+    marks = [answer.read for answer in model.answers.pop("first_mark", [])]
     ceilings, measures = ceiling.measures(), model.measures()
     content: dict[str, Any] = {
         "ceiling": _plain(ceilings),
@@ -48,7 +49,6 @@ def results(stories: Sequence[StoryResult], scores: ProbeScores, config: SuiteCo
         pooled = Tally(answers={key: answers} if answers else {}).measures()
         content[key] = pooled[key].value if pooled else None
         content["model"] |= _plain(pooled)
-    marks = [answer.read for answer in model.answers.get("first_mark", [])]
     if marks:
         content["first_mark_entropy"] = normalised_entropy(marks, len(MARKS))
     content["sharpness"] = {key: float(np.mean(v)) for key, v in _sharpness(stories).items()}

@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_generate(verbs)
     _add_bench(verbs)
+    _add_serve(verbs)
     _add_weights(verbs)
     _add_dispatch(verbs, "world", _world, "draw a contact sheet and a clip of a story of the drawn world")
     _add_dispatch(verbs, "train", _train, "run a training recipe: `shotstream train RECIPE --help`")
@@ -95,6 +96,28 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure (default 60)")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(model="student", steps=None)  # the teacher is not live
+    _add_preset_options(parser)
+
+
+def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("serve", help="direct a story live in a browser", description=_serve.__doc__)
+    parser.set_defaults(verb=_serve, model="student", steps=None)
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        help="a file with the directors' token; default: SHOTSTREAM_TOKEN, or a new one where others can connect",
+    )
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
+    parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a page from elsewhere")
+    parser.add_argument("--certfile", type=Path, help="for TLS")
+    parser.add_argument("--keyfile", type=Path, help="for TLS")
+    parser.add_argument("--writer", choices=("template", "passthrough", "openai"), default="template")
+    parser.add_argument("--writer-url", metavar="URL", help="openai: the endpoint, for example http://host:11434/v1")
+    parser.add_argument("--writer-model", metavar="NAME", help="openai: the model; its key is OPENAI_API_KEY")
+    parser.add_argument("--slots", type=int, help="how many stories may be live (default: as many as are fast enough)")
+    parser.add_argument("--max-viewers", type=int, default=64)
     _add_preset_options(parser)
 
 
@@ -149,6 +172,15 @@ def _bench(options: argparse.Namespace, _: list[str]) -> None:
     result = bench.measure(_load_engine(options), seconds=options.seconds, load_average=load, seed=options.seed)
     Console().print(bench.table(result))
     print(result.to_json())
+
+
+def _serve(options: argparse.Namespace, _: list[str]) -> None:
+    """Serve the page and the socket. The address goes to stdout once the server answers."""
+    _need("fastapi", "serving", "serve")
+    _need("uvicorn", "serving", "serve")
+    from shotstream.server.serve import serve
+
+    serve(options, lambda: _load_engine(options))
 
 
 def _weights(options: argparse.Namespace, _: list[str]) -> None:

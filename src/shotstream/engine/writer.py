@@ -64,7 +64,8 @@ class Composer:
 class Writer(Protocol):
     """Turns instructions into captions. `write` may be called from any thread and may take its time."""
 
-    name: WriterName
+    @property
+    def name(self) -> WriterName: ...
 
     def write(self, scene: Scene, text: str, *, opens: bool) -> Draft:
         """Args: `scene` as it will be without the instruction; `opens`: the instruction is a cut or a start.

@@ -55,10 +55,13 @@ from shotstream.engine.messages import (
 PROTOCOL_VERSION = 1
 MAX_MESSAGE = 64 * 1024
 """Characters of one JSON message; `memory` with a picture may have MAX_PICTURE more."""
+MAX_SOCKET_BYTES = 4 * MAX_MESSAGE + MAX_PICTURE
+"""Of one message to the server; a character of text has up to four, a picture in base64 one."""
 SOCKET_PATH = "/ws"
 
 __all__ = [
     "MAX_MESSAGE",
+    "MAX_SOCKET_BYTES",
     "PROTOCOL_VERSION",
     "SOCKET_PATH",
     "Accepted",
@@ -261,7 +264,8 @@ def parse(data: str) -> ClientMessage:
 def parse_event(data: str) -> tuple[ServerMessage, int | None]:
     """Read a server's message: what a client in Python needs. Returns it and its sequence number, if it has one."""
     body = json.loads(data)
-    kind, seq = body.pop("kind"), body.pop("seq", None) if body["kind"] != "hello" else None
+    kind = body.pop("kind")
+    seq = None if kind == Hello.kind else body.pop("seq", None)
     message: ServerMessage = _read(_SERVER[kind], body, kind)
     return message, seq
 

@@ -1,0 +1,111 @@
+"""`shotstream serve`: from command line options to a running server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from shotstream.engine.fake import FAKE
+from shotstream.engine.stream import Engine
+from shotstream.engine.writer import OpenAIConfig
+from shotstream.presets import Preset, get_preset
+from shotstream.server.app import ServeConfig, create_app
+from shotstream.server.protocol import MAX_SOCKET_BYTES
+from shotstream.server.security import SecurityConfig, is_loopback
+
+log = logging.getLogger(__name__)
+
+TOKEN_VARIABLE = "SHOTSTREAM_TOKEN"
+_MANY_REQUESTS = 256
+
+
+class Server(uvicorn.Server):
+    """Says where it is once it answers."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+
+def serve(options: argparse.Namespace, load_engine: Callable[[], Engine]) -> None:
+    """Serve until interrupted. Raises ValueError for options that do not go together."""
+    config = serve_config(options)
+    security = config.security
+    if security.is_exposed and not security.tls:
+        log.warning("others can reach this server without TLS: what they type and see can be read on the way")
+    app = create_app(config, load_engine)
+    scheme = "https" if security.tls else "http"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+
+    def announce() -> None:
+        sys.stdout.write(f"{scheme}://{host}:{options.port}\n")
+        if security.token and not os.environ.get(TOKEN_VARIABLE) and options.token_file is None:
+            sys.stderr.write(f"token of the directors: {security.token}\n")
+        sys.stdout.flush()
+
+    Server(
+        uvicorn.Config(
+            app,
+            host=options.host,
+            port=options.port,
+            ws_max_size=MAX_SOCKET_BYTES,
+            ws_per_message_deflate=False,  # H.264 does not get smaller
+            limit_concurrency=options.max_viewers + _MANY_REQUESTS,
+            timeout_graceful_shutdown=3,
+            ssl_certfile=options.certfile,
+            ssl_keyfile=options.keyfile,
+            server_header=False,
+            log_level="warning",
+            access_log=False,
+        ),
+        announce,
+    ).run()
+
+
+def serve_config(options: argparse.Namespace) -> ServeConfig:
+    """Check and resolve the command line."""
+    if bool(options.certfile) != bool(options.keyfile):
+        raise ValueError("TLS needs both --certfile and --keyfile")
+    if options.slots is not None and options.slots < 1:
+        raise ValueError(f"--slots must be at least 1, got {options.slots}")
+    openai = None
+    if options.writer == "openai":
+        if not (options.writer_url and options.writer_model):
+            raise ValueError("--writer openai needs --writer-url and --writer-model")
+        openai = OpenAIConfig(base_url=options.writer_url, model=options.writer_model)
+    security = SecurityConfig(
+        host=options.host,
+        token=_token(options.host, options.token_file),
+        allowed_hosts=tuple(options.allow_host),
+        allowed_origins=tuple(options.allow_origin),
+        tls=options.certfile is not None,
+        max_viewers=options.max_viewers,
+    )
+    return ServeConfig(
+        preset=_preset(options.preset), security=security, writer=options.writer, openai=openai, slots=options.slots
+    )
+
+
+def _preset(name: str) -> Preset:
+    return FAKE if name == FAKE.name else get_preset(name)
+
+
+def _token(host: str, file: Path | None) -> str:
+    """The given one; else a new one where others can connect, and none where they cannot."""
+    given = file.read_text(encoding="utf-8").strip() if file else os.environ.get(TOKEN_VARIABLE, "")
+    if file is not None and not given:
+        raise ValueError(f"{file} holds no token")
+    return given or ("" if is_loopback(host) else secrets.token_urlsafe(24))

@@ -1,0 +1,245 @@
+"""A person at the socket: what they are promised from joining to leaving."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.server.conftest import SLOTS, SOCKET, TOKEN, House, Person  # type: ignore[import-not-found]
+
+from shotstream.server import protocol as p
+
+
+def test_from_the_first_prompt_to_a_receipt(house: House) -> None:
+    with house.enter() as session:
+        person = Person(session)
+        hello = person.join(story="first")
+        assert hello.role == "director"
+        assert hello.snapshot.status.state == "idle"
+        assert hello.preset.suggestions
+        start = person.give(p.Start, text="A fox walks along the beach", num_chunks=20)
+        person.wait(p.ChunkReady)
+        steer = person.give(p.Steer, text="please make him look surprised")
+        applied = person.ended(steer)
+        cut = person.give(p.Cut, text="Transition to a wide shot of the city")
+        opened = person.wait(p.ShotOpened, lambda event: event.shot == 1)
+        person.wait(p.MediaHeader, lambda header: header.shot == 1)
+        person.give(p.Stop)
+        assert person.ended(start).first_frame == 0
+        assert applied.outcome == "applied"
+        assert applied.caption == "A fox walks along the beach. make him look surprised"
+        chunks = [event for event, _ in person.events if isinstance(event, p.ChunkReady)]
+        steered = next(chunk for chunk in chunks if steer in chunk.applied)
+        assert steered.start == applied.first_frame
+        assert person.ended(cut).first_frame == opened.start
+        assert opened.context
+        assert all(frame.shot == 0 and frame.frame < opened.aired_before for frame in opened.context)
+        flags = [header.flags for header, _ in person.media]
+        assert flags[:2] == [p.MediaFlag.INIT, p.MediaFlag.SLATE]
+        headers = [header for header, _ in person.chunk_media()]
+        assert [h.sequence for h in headers] == [c.sequence for c in chunks][: len(headers)]
+        assert all(payload[4:8] == b"moof" for _, payload in person.chunk_media())
+        seqs = [seq for _, seq in person.events if seq is not None]
+        assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
+
+
+def test_who_joins_late_sees_the_story_at_once_and_gets_the_same_bytes(house: House) -> None:
+    with house.enter() as one, house.enter() as two:
+        first, second = Person(one), Person(two)
+        first.join(story="late")
+        first.give(p.Start, text="a bear", num_chunks=30)
+        first.wait(p.MediaHeader, lambda header: header.chunk == 2)
+        hello = second.join(story="late")
+        edge = second.wait(p.MediaHeader, lambda header: not header.flags & 3)
+        assert edge.flags & p.MediaFlag.LIVE_EDGE
+        assert edge.start + edge.num_frames > hello.snapshot.status.clock_frame, "it is still on air"
+        assert [card.text for card in hello.snapshot.shots] == ["a bear"]
+        last = second.wait(p.MediaHeader, lambda header: header.sequence > edge.sequence)
+        while first.media[-1][0].sequence < last.sequence:
+            first.receive()
+        first.give(p.Stop)
+        mine, theirs = (
+            {header.sequence: payload for header, payload in person.chunk_media()} for person in (first, second)
+        )
+        both = mine.keys() & theirs.keys()
+        assert len(both) >= 2
+        assert all(mine[sequence] == theirs[sequence] for sequence in both)
+
+
+def test_who_reconnects_gets_every_missed_event_once(house: House) -> None:
+    with house.enter() as session:
+        person = Person(session)
+        person.join(story="again")
+        person.give(p.Start, text="a frog", num_chunks=30)
+        person.wait(p.ChunkReady)
+        seen = person.events[-1][1]
+    with house.enter() as other:
+        director = Person(other)
+        director.join(story="again")
+        missed = director.give(p.Steer, text="he waves")
+        director.ended(missed)
+        with house.enter() as session:
+            back = Person(session)
+            hello = back.join(story="again", resume_from=seen)
+            assert hello.replayed == hello.seq - seen
+            for _ in range(hello.replayed):
+                back.receive()
+            replayed = [seq for _, seq in back.events[1:]]
+            assert replayed == list(range(seen + 1, hello.seq + 1))
+            assert any(isinstance(e, p.Ended) and e.id == missed for e, _ in back.events)
+        director.give(p.Stop)
+
+
+def test_a_viewer_who_does_not_acknowledge_gets_three_chunks_and_then_the_newest(house: House) -> None:
+    with house.enter() as one, house.enter() as two:
+        quick, slow = Person(one), Person(two)
+        slow.acknowledges = False
+        quick.join(story="credits")
+        slow.join(story="credits")
+        quick.give(p.Start, text="a rabbit", num_chunks=30)
+        quick.wait(p.MediaHeader, lambda header: header.sequence == 6)
+        gap = slow.wait(p.Gap)
+        got = [header.sequence for header, _ in slow.chunk_media()]
+        assert got == [1, 2, 3]
+        assert gap.first_sequence == 4
+        slow.send(p.Ack(sequence=3))
+        newest = slow.wait(p.MediaHeader)
+        assert newest.sequence >= 5
+        gaps = [event for event, _ in slow.events if isinstance(event, p.Gap)]
+        dropped = [n for gap in gaps for n in range(gap.first_sequence, gap.last_sequence + 1)]
+        assert dropped == list(range(4, newest.sequence)), "every chunk is either sent or told as left out"
+        quick.give(p.Stop)
+
+
+def test_memory_takes_pins_and_pictures_and_says_so(house: House) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((50, 90, 3), 200, np.uint8)).save(file, "PNG")
+    with house.enter() as session:
+        person = Person(session)
+        person.join(story="memory")
+        person.give(p.Start, text="a robot", num_chunks=30)
+        memory = person.wait(p.MemoryChanged)
+        first = memory.frames[0]
+        pin = person.give(p.Memory, action="pin", frame=p.FrameRef(shot=first.shot, frame=first.frame))
+        picture = base64.b64encode(file.getvalue()).decode()
+        add = person.give(p.Memory, action="add", picture=picture, caption="a grey wall")
+        bad = person.give(p.Memory, action="add", picture="aGVsbG8=", caption="no picture")
+        remembered = person.wait(p.MemoryChanged, lambda event: any(f.reason == "picture" for f in event.frames))
+        assert person.ended(pin).outcome == "applied"
+        assert person.ended(add).outcome == "applied"
+        assert "PNG" in person.ended(bad).reason
+        assert {f.reason for f in remembered.frames} >= {"pinned", "picture"}
+        assert all(base64.b64decode(f.thumbnail)[:2] == b"\xff\xd8" for f in remembered.frames)
+        person.give(p.Cut, text="the city")
+        opened = person.wait(p.ShotOpened, lambda event: event.shot == 1)
+        assert "picture" in {f.reason for f in opened.context}
+        person.give(p.Stop)
+
+
+def test_a_second_story_waits_for_a_slot_and_begins_when_one_is_free(house: House) -> None:
+    sessions = [house.enter() for _ in range(SLOTS + 1)]
+    people = [Person(session.__enter__()) for session in sessions]
+    try:
+        for index, person in enumerate(people):
+            person.join(story=f"slot{index}")
+            person.give(p.Start, text="a knight", num_chunks=50)
+        queued = people[-1].wait(p.Status, lambda event: event.state == "queued")
+        assert queued.queue_position == 1
+        people[0].give(p.Stop)
+        assert people[-1].wait(p.ChunkReady).chunk == 0
+    finally:
+        for person in people:
+            person.give(p.Stop)
+        for session in sessions:
+            session.__exit__(None, None, None)
+
+
+def test_nonsense_is_answered_in_words_and_a_bystander_does_not_notice(house: House) -> None:
+    dice = random.Random(1)
+    with house.enter() as one, house.enter() as two:
+        bystander, noisy = Person(one), Person(two)
+        bystander.join(story="noise")
+        bystander.give(p.Start, text="a girl", num_chunks=60)
+        bystander.wait(p.ChunkReady)
+        noisy.join(story="noise")
+        for text in ("", "[]", '{"kind":"cut"}', json.dumps({"kind": "cut", "id": "a", "text": "x" * 70_000})):
+            noisy.session.send_text(text)
+            assert noisy.wait(p.Error).code == "bad_message"
+        noisy.session.send_bytes(b"\x00")
+        assert noisy.wait(p.Error).code == "bad_message"
+        noisy.send(p.Join(story="noise"))
+        assert "joined already" in noisy.wait(p.Error).message
+        noisy.send(p.Pause(id="once"))
+        noisy.send(p.Resume(id="once"))
+        assert noisy.wait(p.Error).code == "duplicate"
+        for index in range(60):
+            noisy.send(dice.choice([p.Resume(id=f"n{index}"), p.Cancel(id=f"n{index}", target="x")]))
+        assert noisy.wait(p.Error).code == "rate_limited"
+        bystander.give(p.Resume)
+        after = bystander.wait(p.ChunkReady)
+        assert bystander.wait(p.ChunkReady).sequence == after.sequence + 1
+        bystander.give(p.Stop)
+
+
+def test_a_first_message_that_is_no_join_ends_the_connection(house: House) -> None:
+    for first in ("hello", p.to_json(p.Ack(sequence=1)), p.to_json(p.Join(protocol=99))):
+        with house.enter() as session:
+            session.send_text(first)
+            error, _ = p.parse_event(session.receive_text())
+            assert isinstance(error, p.Error)
+            assert error.fatal
+            with pytest.raises(ConnectionError):
+                Person(session).receive()
+
+
+def test_health_and_metrics(house: House) -> None:
+    assert house.client.get("/healthz").json()["state"] == "ok"
+    assert house.client.get("/readyz").json()["state"] == "ready"
+    metrics = house.client.get("/metrics").text
+    assert "# TYPE shotstream_chunks_total counter" in metrics
+    assert 'shotstream_commands_total{command="start",outcome="applied"}' in metrics
+
+
+def test_an_exposed_server_wants_its_token_and_never_in_the_address(guarded_house: House) -> None:
+    house = guarded_house
+    for token, address in (("", SOCKET), ("wrong", SOCKET), ("", f"{SOCKET}?token={TOKEN}")):
+        with house.client.websocket_connect(address) as session:
+            session.send_text(p.to_json(p.Join(token=token)))
+            error, _ = p.parse_event(session.receive_text())
+            assert isinstance(error, p.Error)
+            assert (error.code, error.fatal) == ("unauthorized", True)
+    with house.enter() as session:
+        assert Person(session).join(token=TOKEN).role == "director"
+    assert house.client.get("/metrics").status_code == 401
+    assert house.client.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_a_cookie_logs_in_and_a_watch_link_watches_until_it_is_revoked(guarded_house: House) -> None:
+    house = guarded_house
+    assert house.client.post("/api/watch-links").status_code == 401
+    assert house.client.post("/api/login", json={"token": "wrong"}).status_code == 401
+    answer = house.client.post("/api/login", json={"token": TOKEN})
+    assert answer.status_code == 204
+    assert "httponly" in answer.headers["set-cookie"].lower()
+    assert "samesite=strict" in answer.headers["set-cookie"].lower()
+    assert TOKEN not in answer.headers["set-cookie"]
+    link = house.client.post("/api/watch-links").json()
+    with house.enter() as one, house.enter() as two:
+        director, watcher = Person(one), Person(two)
+        assert director.join().role == "director", "the cookie"
+        house.client.cookies.clear()
+        assert watcher.join(token=link["token"]).role == "watcher"
+        watcher.give(p.Start, text="a fox")
+        assert watcher.wait(p.Error).code == "read_only"
+        house.client.post("/api/login", json={"token": TOKEN})
+        assert house.client.delete(f"/api/watch-links/{link['id']}").status_code == 204
+        with pytest.raises(ConnectionError):
+            watcher.wait(p.Hello)
+    with house.enter() as session:
+        house.client.cookies.clear()
+        session.send_text(p.to_json(p.Join(token=link["token"])))

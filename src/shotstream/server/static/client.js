@@ -5,8 +5,7 @@
  * @typedef {import("./protocol.js").ServerMessage} ServerMessage
  * @typedef {import("./protocol.js").MediaHeader} MediaHeader
  *
- * @typedef {{phase: "connecting" | "open" | "waiting" | "refused", retryAt?: number, attempt?: number,
- *   reason?: string}} Connection
+ * @typedef {{phase: "connecting" | "open" | "waiting" | "refused", code?: string, reason?: string}} Connection
  *
  * @typedef {Object} Listeners
  * @property {(message: ServerMessage) => void} message
@@ -24,15 +23,14 @@ const SILENCE_MS = 7000;
 export class Client {
   /**
    * @param {{url: string, story: string, token: string, listeners: Listeners,
-   *   openSocket?: (url: string) => WebSocket, now?: () => number}} options
+   *   openSocket?: (url: string) => WebSocket}} options
    */
-  constructor({ url, story, token, listeners, openSocket = (address) => new WebSocket(address), now = Date.now }) {
+  constructor({ url, story, token, listeners, openSocket = (address) => new WebSocket(address) }) {
     this.url = url;
     this.story = story;
     this.token = token;
     this.listeners = listeners;
     this.openSocket = openSocket;
-    this.now = now;
     /** @type {WebSocket | null} */
     this.socket = null;
     /** @type {number | null} Sequence number of the last event seen. */
@@ -45,12 +43,14 @@ export class Client {
     this.silenceTimer = undefined;
     this.expectTraffic = false;
     this.awaitsReply = false;
+    /** Why the server cannot take us now, in its words. */
+    this.unavailable = "";
   }
 
   connect() {
     clearTimeout(this.retryTimer);
     this.drop();
-    this.listeners.connection({ phase: "connecting", attempt: this.attempt });
+    this.listeners.connection({ phase: "connecting" });
     const socket = this.openSocket(this.url);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => this.join(socket);
@@ -109,27 +109,30 @@ export class Client {
     }
     if ("seq" in message && message.kind !== "hello") this.lastSeq = message.seq;
     if (message.kind === "status") this.expectTraffic = message.state === "live" || message.state === "late";
-    if (message.kind === "error" && message.fatal) this.refuse(message.message);
     this.listeners.message(message);
+    // What is unavailable now may be available later; the server closes and the client tries again.
+    if (message.kind === "error" && message.fatal && message.code !== "unavailable") this.refuse(message.code, message.message);
+    if (message.kind === "error" && message.code === "unavailable") this.unavailable = message.message;
   }
 
-  /** @param {string} reason */
-  refuse(reason) {
+  /** @param {string} code @param {string} reason */
+  refuse(code, reason) {
     this.drop();
-    this.listeners.connection({ phase: "refused", reason });
+    this.listeners.connection({ phase: "refused", code, reason });
   }
 
   /** @param {number} code @param {string} reason */
   closed(code, reason) {
     this.drop();
     if (code === POLICY_VIOLATION) {
-      this.listeners.connection({ phase: "refused", reason: reason || "The server refused this page." });
+      this.refuse("unauthorized", reason || "This link is not valid, or not any more.");
       return;
     }
     const delay = Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.attempt) * (0.75 + Math.random() / 2);
     this.attempt += 1;
     this.retryTimer = setTimeout(() => this.connect(), delay);
-    this.listeners.connection({ phase: "waiting", attempt: this.attempt, retryAt: this.now() + delay, reason });
+    this.listeners.connection({ phase: "waiting", reason: this.unavailable || reason });
+    this.unavailable = "";
   }
 
   listenForSilence() {

@@ -2,6 +2,7 @@
 /** The page: wires socket, player and state together, turns keys and clicks into commands, and draws on every change. */
 
 import { Client } from "./client.js";
+import { Film } from "./film.js";
 import { Player } from "./player.js";
 import { INITIAL, cardOf, reduce, situation } from "./state.js";
 import * as views from "./views.js";
@@ -32,6 +33,8 @@ let state = INITIAL;
 let drawn = 0;
 /** @type {Player | null} */
 let player = null;
+/** @type {Film | null} */
+let film = null;
 let lastCommand = 0;
 
 /** @param {import("./state.js").Action} action */
@@ -71,8 +74,13 @@ const client = new Client({
       if (message.kind === "hello") player?.setPaused(message.snapshot.status.state === "paused");
     },
     media: (header, payload) => {
-      if (header.init) player?.init(payload);
-      else player?.append(header, payload);
+      if (header.init) {
+        film ??= new Film(payload, state.preset?.fps ?? 16);
+        player?.init(payload);
+        return;
+      }
+      player?.append(header, payload);
+      if (!header.slate) film?.add(header, payload);
     },
     connection: (connection) => dispatch({ type: "connection", connection }),
   },
@@ -82,6 +90,7 @@ const client = new Client({
 function prepare(preset) {
   if (player !== null) return;
   document.documentElement.style.setProperty("--shape", `${preset.width} / ${preset.height}`);
+  document.documentElement.style.setProperty("--ratio", String(preset.width / preset.height));
   const reason = Player.unsupported(preset.mime);
   if (reason) {
     dispatch({ type: "unsupported", reason });
@@ -221,13 +230,13 @@ function suggestions() {
 // --------------------------------------------------------------------------------------------------------------------
 // Pictures, films, fullscreen
 
-/** @param {Blob | string} content a blob, or the address of a file @param {string} name */
+/** @param {Blob} content @param {string} name */
 function download(content, name) {
   const link = document.createElement("a");
   link.download = name;
-  link.href = typeof content === "string" ? content : URL.createObjectURL(content);
+  link.href = URL.createObjectURL(content);
   link.click();
-  if (typeof content !== "string") setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
 function savePicture() {
@@ -288,6 +297,28 @@ file.addEventListener("change", () => {
   offerPicture(file.files?.[0]);
   file.value = "";
 });
+
+// --------------------------------------------------------------------------------------------------------------------
+// Logging in
+
+const loginDialog = /** @type {HTMLDialogElement} */ (byId("login-dialog"));
+const tokenField = /** @type {HTMLInputElement} */ (byId("token"));
+
+byId("login-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const headers = { "content-type": "application/json" };
+  const body = JSON.stringify({ token: tokenField.value.trim() });
+  const answer = await fetch("/api/login", { method: "POST", headers, body }).catch(() => null);
+  const words = answer?.ok ? "" : answer?.status === 429 ? "Too many attempts: wait a minute." : "That token does not fit.";
+  byId("login-error").textContent = answer === null ? "The server does not answer." : words;
+  if (!answer?.ok) return;
+  tokenField.value = "";
+  loginDialog.close();
+  client.connect();
+});
+
+// --------------------------------------------------------------------------------------------------------------------
+// Pictures of the user's own, dropped or pasted
 
 const memoryBox = byId("memory-box");
 addEventListener("dragover", (event) => {
@@ -378,10 +409,11 @@ buttons.extend.addEventListener("click", () => command("extend"));
 buttons.help.addEventListener("click", () => helpDialog.showModal());
 buttons.live.addEventListener("click", () => player?.goLive());
 buttons.png.addEventListener("click", savePicture);
-buttons.film.addEventListener("click", () => download(`/api/stories/${encodeURIComponent(state.story)}/film.mp4`, "story.mp4"));
+buttons.film.addEventListener("click", () => film && state.shots.length && download(film.blob(), "story.mp4"));
 buttons.full.addEventListener("click", toggleFullscreen);
 buttons["cover-action"].addEventListener("click", () => {
   if (state.connection.phase === "waiting") client.retryNow();
+  else if (state.refused?.code === "unauthorized") loginDialog.showModal();
   else location.reload();
 });
 
@@ -446,7 +478,7 @@ function drawCover({ mood, title, help }) {
   byId("cover-help").textContent = help;
   const action = buttons["cover-action"];
   action.hidden = mood !== "bad" && state.connection.phase !== "waiting";
-  action.textContent = mood === "bad" ? "Reload" : "Try now";
+  action.textContent = mood !== "bad" ? "Try now" : state.refused?.code === "unauthorized" ? "Log in" : "Reload";
 }
 
 /** @param {ReturnType<typeof situation>} now @param {boolean} director */

@@ -237,8 +237,10 @@ export class Player {
   /** @param {MediaHeader} header @param {number} mediaStart @param {boolean} follows */
   enter(header, mediaStart, follows) {
     if (!follows) this.voidFrom(header.start);
-    this.segments.push({ mediaStart, numFrames: header.numFrames, validFrames: header.numFrames, header });
-    this.end = mediaStart + header.numFrames;
+    // A slate of unknown length gets a second: the story begins behind it with a jump, so a hole there does no harm.
+    const numFrames = header.numFrames || (header.slate ? this.fps : 0);
+    this.segments.push({ mediaStart, numFrames, validFrames: header.slate ? 0 : numFrames, header });
+    this.end = mediaStart + numFrames;
     if (header.slate) return;
     this.epoch = header.epoch;
     this.nextStart = header.start + header.numFrames;

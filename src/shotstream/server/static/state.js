@@ -64,7 +64,8 @@
  * @property {number} framesPerSecond       presented here
  * @property {boolean} lookingBack
  * @property {string} unsupported           why this browser cannot play, or empty
- * @property {string} refused               why the server will not have us, or empty
+ * @property {{code: string, reason: string} | null} refused   why the server will not have us
+ * @property {string} waitsBecause          why it will not have us yet, or empty
  *
  * @typedef {{type: "connection", connection: Connection}
  *   | {type: "message", message: ServerMessage, now: number}
@@ -89,7 +90,7 @@ const SILENT = {
 
 /** @type {Readonly<State>} */
 export const INITIAL = Object.freeze({
-  connection: { phase: /** @type {const} */ ("connecting"), attempt: 0 },
+  connection: { phase: /** @type {const} */ ("connecting") },
   seq: 0,
   role: /** @type {const} */ ("director"),
   story: "",
@@ -109,7 +110,8 @@ export const INITIAL = Object.freeze({
   framesPerSecond: 0,
   lookingBack: false,
   unsupported: "",
-  refused: "",
+  refused: null,
+  waitsBecause: "",
 });
 
 /**
@@ -141,8 +143,9 @@ export function reduce(state, action) {
 
 /** @param {State} state @param {Connection} connection @returns {State} */
 function connected(state, connection) {
-  const refused = connection.phase === "refused" ? connection.reason ?? "The server refused this page." : "";
-  return { ...state, connection, refused };
+  const { phase, code = "", reason = "The server refused this page." } = connection;
+  const waitsBecause = phase === "waiting" ? connection.reason ?? "" : phase === "connecting" ? state.waitsBecause : "";
+  return { ...state, connection, waitsBecause, refused: phase === "refused" ? { code, reason } : null };
 }
 
 /** @param {State} state @param {ServerMessage} message @param {number} now @returns {State} */
@@ -282,7 +285,7 @@ function chunkReady(state, event) {
 
 /** @param {State} state @param {import("./protocol.js").ServerError} error @param {number} now @returns {State} */
 function refusedCommand(state, error, now) {
-  if (error.fatal) return { ...state, refused: error.message };
+  if (error.fatal) return state;
   const known = state.instructions.find((one) => one.id === error.id);
   const one = known ?? instruction({ id: error.id, command: "", text: "" });
   return withReceipt({ ...state, instructions: without(state, error.id) }, receipt(one, "failed", now, error.message));
@@ -360,7 +363,11 @@ export function situation(state) {
   if (state.unsupported) {
     return overlay("bad", "Cannot play", "This browser cannot play the stream", state.unsupported);
   }
-  if (state.refused) return overlay("bad", "Refused", "The server refused this page", state.refused);
+  if (state.refused?.code === "unauthorized") return overlay("bad", "Log in", "This server asks who you are", state.refused.reason);
+  if (state.refused) return overlay("bad", "Refused", "The server refused this page", state.refused.reason);
+  if (connection.phase !== "open" && state.waitsBecause) {
+    return overlay("wait", "Waiting", "Not yet", `${state.waitsBecause}. Trying again by itself.`);
+  }
   if (connection.phase === "waiting" || (connection.phase === "connecting" && state.preset !== null)) {
     return overlay("wait", "Reconnecting", "Connection lost", "Trying again by itself. The story goes on; you return to it live.");
   }
@@ -403,11 +410,11 @@ function overlay(mood, badge, title, help) {
 /** Why a remembered frame is remembered, for people.
  * @param {RememberedFrame} frame */
 export function reasonOf(frame) {
-  const shot = `shot ${frame.shot + 1}`;
+  const shot = `Shot ${frame.shot + 1}`;
   return {
-    allotted: `${shot}, its share`,
-    matches: `${shot}, fits the caption`,
-    pinned: `${shot}, pinned`,
-    picture: "your picture",
+    allotted: `${shot} · its share`,
+    matches: `${shot} · fits the caption`,
+    pinned: `${shot} · pinned`,
+    picture: "Your picture",
   }[frame.reason];
 }

@@ -102,11 +102,11 @@ function drawCard(card, fps, open) {
   const button = element(
     "button", { title: card.caption },
     thumbnail(card.thumbnail, ""),
-    element("span", { class: "progress" }, element("span", { class: "made" })),
     element("span", { class: "number" },
       element("span", { text: `Shot ${card.shot + 1}` }),
       element("span", { text: remembers ? `remembers ${remembers}` : timecode(card.start, fps) })),
     element("span", { class: "text", text: card.text }),
+    element("span", { class: "progress" }, element("span", { class: "made" })),
   );
   button.type = "button";
   button.setAttribute("aria-label", `Look back at shot ${card.shot + 1}: ${card.text}`);

@@ -82,7 +82,7 @@ class SegmentAttention:
         keys, values = self._parts(k, lengths), self._parts(v, lengths)
         outputs = [
             attend(q_i, _gather(keys, self._reads(i)), _gather(values, self._reads(i)))
-            for i, q_i in enumerate(q.split(lengths, dim=2))
+            for i, q_i in enumerate(torch.split(q, lengths, dim=2))
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
@@ -90,7 +90,7 @@ class SegmentAttention:
         """Nothing is kept between calls."""
 
     def _parts(self, x: Tensor, lengths: list[int]) -> list[Tensor]:
-        return [part.detach() if i in self.detached else part for i, part in enumerate(x.split(lengths, dim=2))]
+        return [part.detach() if i in self.detached else part for i, part in enumerate(torch.split(x, lengths, dim=2))]
 
     def _reads(self, segment: int) -> Sequence[int]:
         return range(segment + 1) if self.visible is None else self.visible[segment]

@@ -148,7 +148,9 @@ class Up(nn.Module):
 
     def forward(self, x_NCHW: Tensor, state: TinyCodecState) -> Tensor:
         x_NHWC = self.project(x_NCHW.permute(0, 2, 3, 1))
-        x_BTHWC: Tensor = rearrange(x_NHWC, "(b t) h w (s p q c) -> b (t s) (h p) (w q) c", b=state.batch, s=2, p=2, q=2)
+        x_BTHWC: Tensor = rearrange(
+            x_NHWC, "(b t) h w (s p q c) -> b (t s) (h p) (w q) c", b=state.batch, s=2, p=2, q=2
+        )
         if state.fresh:
             x_BTHWC = x_BTHWC[:, 1:]
         return x_BTHWC.flatten(0, 1).contiguous().permute(0, 3, 1, 2)

@@ -88,7 +88,9 @@ class WanCodec(nn.Module):
         parts = [self._step(self.vae.encoder, part, state) for part in torch.split(x_BCTHW, sizes, dim=2)]
         moments_BCFHW = self.vae.quant_conv(torch.cat(parts, dim=2))
         mean_BFCHW = moments_BCFHW[:, : self.latent_channels].transpose(1, 2).float()
-        normalised: Tensor = (mean_BFCHW - self.latent_mean.float().view(-1, 1, 1)) / self.latent_sd.float().view(-1, 1, 1)
+        normalised: Tensor = (mean_BFCHW - self.latent_mean.float().view(-1, 1, 1)) / self.latent_sd.float().view(
+            -1, 1, 1
+        )
         return normalised
 
     def decode(self, latents: Tensor) -> Tensor:

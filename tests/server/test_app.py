@@ -10,9 +10,12 @@ import random
 import numpy as np
 import pytest
 from PIL import Image
-from tests.server.conftest import SLOTS, SOCKET, TOKEN, House, Person  # type: ignore[import-not-found]
+from starlette.testclient import TestClient
+from tests.server.conftest import ADDRESS, PRESET, SLOTS, SOCKET, TOKEN, House, Person  # type: ignore[import-not-found]
 
+from shotstream.engine.stream import Engine
 from shotstream.server import protocol as p
+from shotstream.server.app import ServeConfig, create_app
 
 
 def test_from_the_first_prompt_to_a_receipt(house: House) -> None:
@@ -243,3 +246,16 @@ def test_a_cookie_logs_in_and_a_watch_link_watches_until_it_is_revoked(guarded_h
     with house.enter() as session:
         house.client.cookies.clear()
         session.send_text(p.to_json(p.Join(token=link["token"])))
+
+
+def test_an_engine_that_cannot_be_loaded_is_an_answer_and_not_a_silence() -> None:
+    def broken() -> Engine:
+        raise ValueError("no weights: give --weights")
+
+    app = create_app(ServeConfig(preset=PRESET), broken)
+    with TestClient(app, base_url=ADDRESS) as client, client.websocket_connect(SOCKET) as session:
+        person = Person(session)
+        person.join()
+        assert "no weights" in person.ended(person.give(p.Start, text="a fox")).reason
+        health = client.get("/readyz")
+        assert (health.status_code, health.json()["state"]) == (503, "error")

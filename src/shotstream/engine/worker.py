@@ -308,7 +308,7 @@ def warm_up(engine: Engine, encode: Encode, *, num_chunks: int = 5) -> Pace:
     for caption in ("a fox", "a bear"):  # the second shot remembers the first: nothing is new after it
         stream.cut(caption, num_chunks=num_chunks)
         times = [_timed(stream, encode) for _ in range(num_chunks)]
-    chunk_s = sorted(times[1:])[len(times) // 2]
+    chunk_s = sorted(times[1:])[(len(times) - 1) // 2]
     return Pace(open_s=times[0], chunk_s=chunk_s, frames_per_second=12 / chunk_s)
 
 

@@ -148,8 +148,8 @@ async def _open(studio: Studio, config: ServeConfig, load_engine: Callable[[], E
         studio.set_status(Status(state="warming"))
         pace = await asyncio.to_thread(warm_up, engine, studio.broadcast.new_encoder())
     except (ValueError, OSError, RuntimeError) as error:
-        log.exception("the engine could not be started")
-        studio.set_status(Status(state="error", detail=f"the engine could not be started: {error}"[:500]))
+        log.error("the engine could not be started: %s", error)
+        studio.fail(f"the engine could not be started: {error}")
         return
     studio.open(engine, _writer(config, engine), pace, config.slots)
     log.info("ready: %.0f frames/s, %d live", pace.frames_per_second, studio.slots)

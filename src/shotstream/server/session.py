@@ -247,7 +247,9 @@ class Show:
     def command(self, command: Command) -> None:
         """Take a command from a director. Raises ValueError for an id that was used before."""
         queue = self._studio.queue
-        if isinstance(command, Start) and not self._studio.has_room_for(self):
+        if self.worker is None and self._studio.status.state == "error":
+            self._answer(command, "failed", self._studio.status.detail)
+        elif isinstance(command, Start) and not self._studio.has_room_for(self):
             if any(show is self for show, _ in queue):
                 self._answer(command, "failed", "a start is waiting already")
                 return
@@ -276,6 +278,10 @@ class Show:
             if show is self and (isinstance(command, Stop) or command.target == start.id):
                 return start
         return None
+
+    def refuse(self, command: Command, reason: str) -> None:
+        """Accept a command and say at once why nothing comes of it."""
+        self._answer(command, "failed", reason)
 
     def _answer(self, command: Command, outcome: Literal["applied", "superseded", "failed"], reason: str) -> None:
         text = command.text if isinstance(command, (Start, Cut, Steer)) else ""
@@ -460,6 +466,13 @@ class Studio:
         self.status = status
         for show in self.shows.values():
             show.set_status(status)
+
+    def fail(self, reason: str) -> None:
+        """There will be no engine."""
+        self.set_status(Status(state="error", detail=reason[:500]))
+        for show, start in self.queue:
+            show.refuse(start, reason)
+        self.queue.clear()
 
     def open(self, engine: Engine, writer: Writer, pace: Pace, slots: int | None = None) -> None:
         """The engine is warm: let the stories run."""

@@ -1,0 +1,160 @@
+"""The engine thread, with a real (tiny) model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shotstream.engine import messages as m
+from shotstream.engine.director import DirectorConfig, Entry, Written
+from shotstream.engine.pictures import read_picture, thumbnail
+from shotstream.engine.stream import Engine, Stream
+from shotstream.engine.worker import Delivery, Worker, warm_up
+from shotstream.engine.writer import Composer, TemplateWriter
+
+
+class Crew:
+    """A worker whose media are the frames themselves, and everything it delivered."""
+
+    def __init__(self, engine: Engine, *, fps: int = 160) -> None:
+        self.record: list[Entry] = []
+        self.deliveries: list[Delivery] = []
+        self.woken = threading.Event()
+        config = DirectorConfig(fps=fps, expected_chunk_s=0.02, expected_open_s=0.02)
+        writer = TemplateWriter(Composer(check=engine.check_caption))
+        self.worker = Worker(
+            engine, writer, lambda f: f.tobytes(), config=config, wake=self.woken.set, record=self.record.append
+        )
+        self.worker.start()
+
+    def give(self, command: Any) -> None:
+        self.worker.submit(command)
+        if isinstance(command, (m.Start, m.Cut, m.Steer)):
+            self.worker.submit(Written(id=command.id, caption=command.text))
+
+    def wait(self, test: Callable[[m.Event], bool], seconds: float = 20) -> Delivery:
+        end = time.monotonic() + seconds
+        seen = 0
+        while time.monotonic() < end:
+            self.worker.poll()
+            self.deliveries += self.worker.take()
+            for delivery in self.deliveries[seen:]:
+                if test(delivery.event):
+                    return delivery
+            seen = len(self.deliveries)
+            self.woken.wait(0.01)
+            self.woken.clear()
+        raise AssertionError([type(d.event).__name__ for d in self.deliveries])
+
+    def ended(self, id: str) -> m.Ended:
+        event = self.wait(lambda e: isinstance(e, m.Ended) and e.id == id).event
+        assert isinstance(event, m.Ended)
+        return event
+
+    @property
+    def chunks(self) -> list[tuple[m.ChunkReady, bytes]]:
+        return [(d.event, d.media) for d in self.deliveries if isinstance(d.event, m.ChunkReady)]
+
+
+@pytest.fixture
+def crew(tiny_engine: Engine) -> Iterator[Crew]:
+    crew = Crew(tiny_engine)
+    yield crew
+    crew.worker.close()
+
+
+def _holding(event: m.Event) -> bool:
+    return isinstance(event, m.Status) and event.state == "holding"
+
+
+def test_what_is_live_has_the_same_bits_as_what_is_filmed(crew: Crew, tiny_engine: Engine) -> None:
+    crew.give(m.Start(id="a", text="a fox", seed=5, num_chunks=3))
+    crew.give(m.Steer(id="b", text="he waves", at=m.At(shot=0, chunk=1)))
+    crew.give(m.Cut(id="c", text="the city", num_chunks=2, at=m.At(shot=0, chunk=3)))
+    crew.give(m.Extend(id="d", num_chunks=1))
+    crew.wait(lambda e: isinstance(e, m.ChunkReady) and e.shot == 1 and e.chunk == 1)
+    crew.wait(_holding)
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox", num_chunks=3)
+    expected = [next(stream)]
+    stream.steer("he waves")
+    expected += list(stream)
+    stream.cut("the city", num_chunks=2)
+    expected += list(stream)
+    assert [media for _, media in crew.chunks] == [chunk.frames.tobytes() for chunk in expected]
+    assert [event.caption for event, _ in crew.chunks] == [chunk.caption for chunk in expected]
+
+
+def test_a_cut_reaches_the_screen_and_names_what_it_remembers(crew: Crew) -> None:
+    crew.give(m.Start(id="a", text="a fox", num_chunks=30))
+    crew.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 2)
+    crew.give(m.Cut(id="b", text="the city"))
+    assert crew.ended("b").outcome == "applied"
+    opened = [d.event for d in crew.deliveries if isinstance(d.event, m.ShotOpened)][-1]
+    assert opened.aired_before is not None
+    assert opened.context
+    assert all(frame.frame < opened.aired_before for frame in opened.context)
+
+
+def test_an_engine_that_fails_says_so_and_can_begin_again(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Crew(tiny_engine)
+    healthy = Stream.__next__
+    monkeypatch.setattr(Stream, "__next__", _fail)
+    crew.give(m.Start(id="a", text="a fox"))
+    assert "out of memory" in crew.ended("a").reason
+    status = crew.wait(lambda e: isinstance(e, m.Status) and e.state == "error").event
+    assert isinstance(status, m.Status)
+    assert "out of memory" in status.detail
+    monkeypatch.setattr(Stream, "__next__", healthy)
+    crew.give(m.Start(id="b", text="a fox", num_chunks=1))
+    assert crew.ended("b").outcome == "applied"
+    crew.worker.close()
+
+
+def _fail(stream: Stream) -> None:
+    raise RuntimeError("out of memory")
+
+
+def test_the_engine_waits_when_nobody_takes_what_it_made(tiny_engine: Engine) -> None:
+    crew = Crew(tiny_engine, fps=2000)
+    crew.give(m.Start(id="a", text="a fox", num_chunks=100))
+    time.sleep(1.0)
+    waiting = crew.worker.take()
+    assert sum(isinstance(d.event, m.ChunkReady) for d in waiting) <= 5
+    crew.worker.close()
+
+
+def test_a_closed_worker_ends_its_thread(tiny_engine: Engine) -> None:
+    crew = Crew(tiny_engine)
+    crew.give(m.Start(id="a", text="a fox"))
+    crew.worker.close()
+    assert not crew.worker._thread.is_alive()
+
+
+def test_warming_up_measures_the_pace(tiny_engine: Engine) -> None:
+    pace = warm_up(tiny_engine, lambda frames: b"", num_chunks=2)
+    assert pace.chunk_s > 0
+    assert pace.open_s > 0
+    assert pace.frames_per_second == pytest.approx(12 / pace.chunk_s)
+
+
+def test_only_pixels_of_a_persons_picture_survive() -> None:
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[:, 40:] = 255
+    read = read_picture(thumbnail(picture), width=32, height=32)
+    assert read.shape == (32, 32, 3)
+    assert read.dtype == np.uint8
+    for bad in ("not base64!", "aGVsbG8=", ""):
+        with pytest.raises(ValueError, match="picture"):
+            read_picture(bad, width=32, height=32)
+
+
+def test_config_is_checked() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        replace(DirectorConfig(), fps=0)

@@ -17,7 +17,7 @@ COLOURS = ("red", "blue", "green", "grey")
 
 
 def latent(colour: int, mark: int, time: float, rng: np.random.Generator) -> np.ndarray:
-    """The colour sets three channels everywhere, the mark the fourth; a bright row moves down with time."""
+    """The colour sets two channels, the mark another; a bright row moves down with time (which row is not told)."""
     out = np.zeros((CHANNELS, HEIGHT, WIDTH), np.float32)
     out[0] = 1.5 if colour & 1 else -1.5
     out[1] = 1.5 if colour & 2 else -1.5
@@ -52,18 +52,21 @@ def _write_shard(path: Path, stories: range, shots: int, seed: int) -> None:
         rng = np.random.default_rng((seed, story))
         mark = int(rng.integers(2))
         for shot in range(shots):
-            colour = int(rng.integers(len(COLOURS)))
+            colour, phase = int(rng.integers(len(COLOURS))), float(rng.random())
             caption = captions.id_of(COLOURS[colour])
             asked = frames_ever_asked_for(shot, shots, 6, FRAMES)
             for p in sorted({0, *rng.choice(FRAMES, 2, replace=False).tolist(), *asked}):
                 row = {"story": story, "shot": shot, "pixel_frame": p, "roundtrip": False, "caption": caption}
-                row |= {"important": np.eye(HEIGHT, dtype=bool), "latent": latent(colour, mark, p / FRAMES, rng)}
+                row |= {
+                    "important": np.eye(HEIGHT, dtype=bool),
+                    "latent": latent(colour, mark, phase + p / FRAMES, rng),
+                }
                 _add(frames, row)
                 assert chunk_of_pixel(p) < 7
             row = {"story": story, "shot": shot, "caption": np.full(7, caption)}
             _add(shot_rows, row)
             row |= {"important": np.zeros((LATENTS, HEIGHT, WIDTH), bool)}
-            row |= {"latent": np.stack([latent(colour, mark, f / LATENTS, rng) for f in range(LATENTS)])}
+            row |= {"latent": np.stack([latent(colour, mark, phase + f / LATENTS, rng) for f in range(LATENTS)])}
             assert chunk_of_latent(LATENTS - 1) == 6
             _add(clips, row)
     tables = [{name: np.stack(column) for name, column in table.items()} for table in (frames, clips, shot_rows)]

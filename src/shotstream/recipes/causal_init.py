@@ -19,11 +19,14 @@ from typing import Literal
 
 import torch
 
+from shotstream.engine.rollout import RolloutConfig
 from shotstream.engine.teacher import TeacherConfig
 from shotstream.models.checkpoint import load_dit
 from shotstream.models.dit import DiTConfig
 from shotstream.presets import STORYWORLD
+from shotstream.recipes import watching
 from shotstream.recipes.runs import build_dit, compile_blocks, parser, start, train, with_flags
+from shotstream.recipes.watching import WatchConfig, watch_student
 from shotstream.training.causal_init import (
     CausalConfig,
     OdeStage,
@@ -54,6 +57,8 @@ class CausalRecipe:
     dit: DiTConfig = STORYWORLD.dit
     init: str | None = None
     compiled: bool = False
+    watch: WatchConfig | None = None
+    """For `real`, whose data has contexts to start from."""
     seed: int = 0
 
 
@@ -106,9 +111,13 @@ def run(recipe: CausalRecipe, world: World | None = None) -> Outcome:
             raise ValueError("`ode` starts from a student: pass --init with the weights of `real` or of the teacher")
         model = load_dit(recipe.init).float().train()
         stage = OdeStage(model, recipe.causal, recipe.seed, pairs=PairStore(recipe.data), device=device)
+    watch = None
+    if recipe.watch is not None and isinstance(stage, RealCausalStage):
+        rollout = RolloutConfig(timesteps=recipe.causal.timesteps, slab=STORYWORLD.slab)
+        watch = watch_student(model, sampler, rollout, recipe.watch)
     if recipe.compiled:
         compile_blocks(model)
-    return train(stage, recipe.trainer, world, recipe)
+    return train(stage, recipe.trainer, world, recipe, watch=watch)
 
 
 def run_pairs(recipe: PairsRecipe, world: World | None = None, *, minutes: float | None = None) -> None:
@@ -133,6 +142,7 @@ def run_pairs(recipe: PairsRecipe, world: World | None = None, *, minutes: float
 
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
+    watching.add_flags(flags)
     flags.add_argument("part", choices=("real", "pairs", "ode"))
     flags.add_argument("--guidance", type=float, default=STORYWORLD.guidance_scale, help="of the teacher; 1 is none")
     flags.add_argument("--count", type=int, default=600, help="trajectories")
@@ -142,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.part != "pairs":
             recipe = config(given.part, data=given.data, out=given.out)
             recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
-            recipe = replace(recipe, compiled=given.compile)
+            recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))
             run(recipe, world)
             return 0
         if given.init is None:

@@ -13,8 +13,10 @@ from dataclasses import replace
 
 from shotstream.models.lora import LoRAConfig, inject_lora
 from shotstream.models.tiny_codec import TinyCodec
+from shotstream.recipes import watching
 from shotstream.recipes.intra_shot import DistillRecipe, distill_config, networks, optimisers
 from shotstream.recipes.runs import parser, start, train, with_flags
+from shotstream.recipes.watching import watch_student
 from shotstream.training.data import LatentLibrary, Sampler
 from shotstream.training.distill import CRITIC, GENERATOR, InterShotStage
 from shotstream.training.distributed import World, joined
@@ -58,11 +60,15 @@ def run(recipe: DistillRecipe, world: World | None = None) -> Outcome:
         codec=TinyCodec.load(recipe.codec).to(device).requires_grad_(False),
         walk_shots=recipe.walk_shots,
     )
-    return train(stage, recipe.trainer, world, recipe, exported=(GENERATOR, CRITIC))
+    watch = None
+    if recipe.watch is not None:
+        watch = watch_student(generator, stage.sampler, recipe.distill.rollout, recipe.watch)
+    return train(stage, recipe.trainer, world, recipe, exported=(GENERATOR, CRITIC), watch=watch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
+    watching.add_flags(flags)
     flags.add_argument("--teacher", required=True, help="the teacher's weights")
     flags.add_argument("--critic", required=True, help="the critic's weights, from the intra-shot run")
     flags.add_argument("--codec", required=True, help="the codec that the latents were made with")
@@ -87,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = replace(recipe, distill=replace(recipe.distill, guidance_scale=given.guidance))
     recipe = replace(recipe, walk_shots=given.walk_shots, trainer=with_flags(recipe.trainer, given))
     with joined() as world:
-        run(replace(recipe, seed=given.seed or 0), world)
+        run(replace(recipe, seed=given.seed or 0, watch=watching.from_flags(given)), world)
     return 0
 
 

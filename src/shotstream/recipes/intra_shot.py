@@ -16,7 +16,9 @@ from shotstream.models.checkpoint import load_dit
 from shotstream.models.dit import DiT
 from shotstream.models.lora import LoRAConfig
 from shotstream.presets import STORYWORLD
+from shotstream.recipes import watching
 from shotstream.recipes.runs import parser, start, train, with_flags
+from shotstream.recipes.watching import WatchConfig, watch_student
 from shotstream.training.causal_init import CausalConfig, OdeStage, PairStore
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
 from shotstream.training.distill import CRITIC, GENERATOR, DistillConfig, DistillStage
@@ -41,6 +43,7 @@ class DistillRecipe:
     codec: str | None = None
     """Only where history is the student's own."""
     walk_shots: int = 4
+    watch: WatchConfig | None = None
     lora: LoRAConfig | None = None
     """Train adapters on generator and critic instead of all weights."""
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(drop_text=0.0, captions_only=True))
@@ -93,11 +96,15 @@ def run(recipe: DistillRecipe, world: World | None = None) -> Outcome:
     stage = DistillStage(
         generator, critic, teacher.to(device), recipe.distill, sampler, seed=recipe.seed, anchor=anchor
     )
-    return train(stage, recipe.trainer, world, recipe, exported=(GENERATOR, CRITIC))
+    watch = None
+    if recipe.watch is not None:
+        watch = watch_student(generator, stage.sampler, recipe.distill.rollout, recipe.watch)
+    return train(stage, recipe.trainer, world, recipe, exported=(GENERATOR, CRITIC), watch=watch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
+    watching.add_flags(flags)
     flags.add_argument("--teacher", required=True, help="the teacher's weights")
     flags.add_argument("--critic", help="the critic's weights; without it, it starts as the teacher")
     flags.add_argument("--guidance", type=float, help="of the teacher, additive")
@@ -115,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe, distill=distill, critic=given.critic, pairs=given.pairs, trainer=with_flags(recipe.trainer, given)
     )
     with joined() as world:
-        run(replace(recipe, seed=given.seed or 0), world)
+        run(replace(recipe, seed=given.seed or 0, watch=watching.from_flags(given)), world)
     return 0
 
 

@@ -19,6 +19,7 @@ from shotstream.models.lora import LoRALinear
 from shotstream.training.data import LatentLibrary
 from shotstream.training.distributed import World, whole
 from shotstream.training.trainer import Outcome, Stage, Trainer, TrainerConfig, to_json
+from shotstream.training.watch import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +93,20 @@ def compile_blocks(model: DiT) -> None:
 
 
 def train(
-    stage: Stage[Any], config: TrainerConfig, world: World, recipe: Any, *, exported: Sequence[str] = ("model",)
+    stage: Stage[Any],
+    config: TrainerConfig,
+    world: World,
+    recipe: Any,
+    *,
+    exported: Sequence[str] = ("model",),
+    watch: Watcher | None = None,
 ) -> Outcome:
     """Run the stage and write the averaged weights of the named networks beside its snapshots.
 
     One network gives `weights.safetensors`; several give `<name>.safetensors` each. float32, config and recipe inside;
     low-rank adapters are merged.
     """
-    trainer = Trainer(stage, config, world, recipe=recipe)
+    trainer = Trainer(stage, config, world, recipe=recipe, watch=watch)
     outcome = trainer.run()
     folder = Path(config.out)
     for name in exported:

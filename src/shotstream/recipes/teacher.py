@@ -17,7 +17,9 @@ from typing import Literal, get_args
 
 from shotstream.models.dit import DiTConfig
 from shotstream.presets import STORYWORLD
+from shotstream.recipes import watching
 from shotstream.recipes.runs import build_dit, compile_blocks, parser, start, train, with_flags
+from shotstream.recipes.watching import WatchConfig, watch_teacher
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
 from shotstream.training.distributed import World, joined
 from shotstream.training.teacher import FlowConfig, TeacherStage
@@ -38,6 +40,7 @@ class TeacherRecipe:
     dit: DiTConfig = STORYWORLD.dit
     init: str | None = None
     compiled: bool = False
+    watch: WatchConfig | None = None
     seed: int = 0
 
 
@@ -72,17 +75,19 @@ def run(recipe: TeacherRecipe, world: World | None = None) -> Outcome:
     device = recipe.trainer.torch_device(world)
     sampler = Sampler(library, recipe.sampler, (recipe.seed, "teacher", recipe.part), device)
     stage = TeacherStage(model, sampler, recipe.flow, recipe.seed)
-    return train(stage, recipe.trainer, world, recipe)
+    watch = None if recipe.watch is None else watch_teacher(stage, recipe.watch)
+    return train(stage, recipe.trainer, world, recipe, watch=watch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
+    watching.add_flags(flags)
     flags.add_argument("part", choices=get_args(Part))
     given = flags.parse_args(arguments)
     start(given)
     recipe = config(given.part, data=given.data, out=given.out)
     recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
-    recipe = replace(recipe, compiled=given.compile)
+    recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))
     with joined() as world:
         run(recipe, world)
     return 0

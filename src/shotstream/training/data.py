@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,7 +142,7 @@ class LatentLibrary:
                 f"no shards in {folder}: make them with `python -m shotstream.recipes.latents --out {folder}`"
             )
         self.text_length = text_length
-        self.num_shards = len(shards)
+        self._shards = shards
         self.channel_weight = _channel_weight(Path(folder) / CODEC_FILE)
         self.frame = {name: _column(shards, f"frame_{name}") for name in FRAME_FIELDS}
         self.clip = {name: _column(shards, f"clip_{name}") for name in CLIP_FIELDS}
@@ -162,6 +162,12 @@ class LatentLibrary:
         self.frame_table = {name: self.frame[name].whole() for name in ("story", "shot", "pixel_frame", "roundtrip")}
         self.clip_table = {name: self.clip[name].whole() for name in ("story", "shot")}
         self.shot_table = {name: _column(shards, f"shot_{name}").whole() for name in ("story", "shot")}
+
+    @cached_property
+    def labels(self) -> dict[int, list[dict[str, str]]]:
+        """Per story, for each shot, what it shows when it opens."""
+        lines = [json.loads(line) for shard in self._shards for line in (shard / "stories.jsonl").open()]
+        return {int(line["story"]): line["shots"] for line in lines}
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -299,6 +305,16 @@ class Sampler:
             raise ValueError("the library has no clips: encode with --clips 1 or more")
         self._opening = np.flatnonzero(self._targets[:, 1] == 0)
         self._later = np.flatnonzero(self._targets[:, 1] > 0)
+
+    def labels(self, step: int, samples: Sequence[int]) -> list[dict[str, str]]:
+        """What each of these samples' target shots shows when it opens, by attribute."""
+        found = []
+        for sample in samples:
+            plan = self.plan(generator_at(*self.address, step, sample))
+            table = self.library.frame_table if self.config.singles else self.library.clip_table
+            row = plan.target[0]
+            found.append(self.library.labels[int(table["story"][row])][int(table["shot"][row])])
+        return found
 
     def batch(self, step: int, samples: Sequence[int]) -> Batch:
         """The samples with these numbers of a step."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from shotstream.diffusion.flow import add_noise, predicted_clean
 from shotstream.engine.noise import addressed_noise
-from shotstream.engine.rollout import Rollout, RolloutConfig
+from shotstream.engine.rollout import NoiseSource, Rollout, RolloutConfig
 from shotstream.models.attention import SegmentAttention
 from shotstream.models.codec import Codec, to_uint8
 from shotstream.models.dit import CaptionKV, DiT
@@ -119,6 +119,46 @@ class Made(NamedTuple):
     """The last pass."""
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutNoise:
+    """A rollout's noise, addressed like a stream's: a rollout is a shot, a sample of the batch a take of it."""
+
+    seed: int
+    number: int
+    samples: Sequence[int]
+
+    def of_chunk(self, chunk: int, shape: tuple[int, ...]) -> NoiseSource:
+        """Noise of each denoise step of a chunk, [B, *shape]."""
+
+        def noise(step: int) -> Tensor:
+            address = {"seed": self.seed, "shot": self.number, "chunk": chunk, "step": step}
+            return torch.stack([addressed_noise(**address, take=sample, shape=shape) for sample in self.samples])
+
+        return noise
+
+
+@torch.no_grad()
+def roll_out(
+    student: DiT, config: RolloutConfig, data: Batch, noise: RolloutNoise, last_pass: int
+) -> tuple[Rollout, Made]:
+    """Make a whole shot as serving does. Returns the rollout with its caches full, and what it made."""
+    captions = student.encode_captions(data.text)
+    height, width = data.context.shape[-2:]
+    rollout = Rollout(student, config, latent_height=height, latent_width=width, batch=len(data.context))
+    rollout.open_shot(remembered_context(data, captions))
+    shape = (config.slab.chunk_frames, *data.context.shape[2:])
+    chunks = []
+    for index in range(config.slab.window_chunks):
+        own = chunk_captions(data, captions, index, config)
+        chunks.append(rollout.next_chunk(own, noise.of_chunk(index, shape), exit_step=last_pass))
+    return rollout, Made(torch.cat([c.clean for c in chunks], dim=1), tuple(c.noisy for c in chunks), last_pass)
+
+
+def chunk_captions(data: Batch, captions: CaptionKV, chunk: int, config: RolloutConfig) -> CaptionKV:
+    """The caption in force in a chunk, one per row."""
+    return captions.select(data.caption_ids[:, data.context.shape[1] + chunk * config.slab.chunk_frames])
+
+
 @dataclass
 class DistillStage:
     """Intra-shot distillation: contexts are true frames of earlier shots."""
@@ -175,23 +215,15 @@ class DistillStage:
     def make(self, batch: ShotBatch, *, last_pass: int | None = None) -> tuple[Rollout, Made]:
         """Phase one: the serving rollout of a whole shot. Returns it with its caches full."""
         exit_step = self.last_pass(batch.number) if last_pass is None else last_pass
-        captions = self.generator.encode_captions(batch.data.text)
-        rollout = self._new_rollout(batch.data)
-        rollout.open_shot(remembered_context(batch.data, captions))
-        chunks = []
-        for index in range(self.config.num_chunks):
-            noise = self._chunk_noise(batch, index)
-            chunks.append(
-                rollout.next_chunk(self._chunk_captions(batch.data, captions, index), noise, exit_step=exit_step)
-            )
-        return rollout, Made(torch.cat([c.clean for c in chunks], dim=1), tuple(c.noisy for c in chunks), exit_step)
+        noise = RolloutNoise(self.seed, batch.number, batch.samples)
+        return roll_out(self.generator, self.config.rollout, batch.data, noise, exit_step)
 
     def replay(self, batch: ShotBatch, rollout: Rollout, made: Made, chunk: int) -> Tensor:
         """Phase two: a chunk's last pass once more, with gradient. Clean latents [B, chunk frames, C, h, w]."""
         captions = self.generator.encode_captions(batch.data.text)
         timestep = self.config.rollout.timesteps[made.step]
         time = self.generator.embed_time(torch.full((1, 1), timestep, device=made.clean.device))
-        own = self._chunk_captions(batch.data, captions, chunk)
+        own = chunk_captions(batch.data, captions, chunk, self.config.rollout)
         return rollout.replay(chunk, made.noisy[chunk], made.step, own, time)
 
     @torch.no_grad()
@@ -232,20 +264,6 @@ class DistillStage:
             self._kept, self._kept_number = {}, batch.number
         self._kept[batch.samples.start] = clean
 
-    def _new_rollout(self, data: Batch) -> Rollout:
-        height, width = data.context.shape[-2:]
-        return Rollout(
-            self.generator, self.config.rollout, latent_height=height, latent_width=width, batch=len(data.context)
-        )
-
-    def _chunk_captions(self, data: Batch, captions: CaptionKV, chunk: int) -> CaptionKV:
-        first = data.context.shape[1] + chunk * self.config.rollout.slab.chunk_frames
-        return captions.select(data.caption_ids[:, first])
-
-    def _chunk_noise(self, batch: ShotBatch, chunk: int) -> NoiseOfStep:
-        shape = (self.config.rollout.slab.chunk_frames, *batch.data.context.shape[2:])
-        return NoiseOfStep(self.seed, batch.number, batch.samples, chunk, shape)
-
     def _comparison(self, step: int, samples: Sequence[int], clean: Tensor) -> tuple[Tensor, Tensor]:
         """Noise [B, F, C, h, w] and one sigma per sample [B, F]."""
         config, frames = self.config, clean.shape[1]
@@ -268,27 +286,6 @@ class DistillStage:
         positions = torch.arange(remembered + frames, device=noisy.device)[None]
         captions = network.encode_captions(data.text)
         return next_shot_output(network, data, noisy, sigma, captions, attention, positions)
-
-
-@dataclass(frozen=True)
-class NoiseOfStep:
-    """A rollout's noise for one chunk, addressed like a stream's: a sample is a story, a rollout a shot of it."""
-
-    seed: int
-    number: int
-    samples: range
-    chunk: int
-    shape: tuple[int, ...]
-
-    def __call__(self, step: int) -> Tensor:
-        return torch.stack(
-            [
-                addressed_noise(
-                    seed=self.seed, shot=self.number, take=sample, chunk=self.chunk, step=step, shape=self.shape
-                )
-                for sample in self.samples
-            ]
-        )
 
 
 @dataclass

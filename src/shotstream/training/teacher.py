@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shotstream.diffusion.flow import add_noise
-from shotstream.diffusion.schedule import TIMESTEP_SCALE
+from shotstream.diffusion.flow import add_noise, euler_step, predicted_velocity
+from shotstream.diffusion.schedule import TIMESTEP_SCALE, FlowSchedule
 from shotstream.models.attention import SegmentAttention
 from shotstream.models.dit import CaptionKV, DiT
 from shotstream.training.data import Batch, Sampler
@@ -81,6 +82,22 @@ class TeacherStage:
         with torch.no_grad():
             plain = velocity_loss(output, data.target, noise, sigma, **how)
         yield Loss(weighted.mean(), {"velocity_loss": plain.mean()})
+
+    @torch.no_grad()
+    def sample(self, data: Batch, noise: Tensor, *, num_steps: int, guidance_scale: float) -> Tensor:
+        """Clean target latents [B, F, C, h, w] by guided Euler steps; guidance 1 is none."""
+        captions, empty = self.model.encode_captions(data.text), data.without_text()
+        nothing = self.model.encode_captions(empty.text)
+        schedule = FlowSchedule(shift=self.flow.shift)
+        x_t, sigmas = noise, [*schedule.sampling_sigmas(num_steps).tolist(), 0.0]
+        for sigma, next_sigma in pairwise(sigmas):
+            levels = torch.full(noise.shape[:2], sigma, device=noise.device)
+            told, untold = (
+                predicted_velocity(self.predict(d, x_t, levels, c), x_t, levels, self.model.config.prediction)
+                for d, c in ((data, captions), (empty, nothing))
+            )
+            x_t = euler_step(x_t, untold + guidance_scale * (told - untold), sigma, next_sigma)
+        return x_t
 
     def predict(self, data: Batch, noisy: Tensor, sigma: Tensor, captions: CaptionKV) -> Tensor:
         """The network's raw answer for the target frames, [B, F, C, h, w]."""

@@ -12,7 +12,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from shotstream.training.distributed import World, any_of, average_gradients, average_numbers, settle, shard, whole
 from shotstream.training.ema import Ema
 from shotstream.training.snapshot import SnapshotReader, newest_snapshot, write_snapshot
+from shotstream.training.watch import Watched
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class TrainerConfig:
     save_minutes: float = 5.0
     log_every: int = 20
     image_every: int = 0
-    """Steps between pictures in TensorBoard; 0 makes none."""
+    """Steps between pictures and probe scores in TensorBoard; 0 makes none."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.accumulation < 1 or self.batch_size % self.accumulation:
@@ -135,7 +136,7 @@ class Stage(Protocol, Generic[BatchT]):
         ...
 
     def pictures(self, step: int) -> dict[str, np.ndarray]:
-        """Pictures to look at, uint8 [H, W, 3], made with the averaged weights in place."""
+        """Pictures of its own to look at, uint8 [H, W, 3]."""
         ...
 
 
@@ -154,9 +155,18 @@ class Trainer(Generic[BatchT]):
     """Runs a stage from its last snapshot to its end, its time limit or a signal."""
 
     def __init__(
-        self, stage: Stage[BatchT], config: TrainerConfig, world: World | None = None, *, recipe: Any = None
+        self,
+        stage: Stage[BatchT],
+        config: TrainerConfig,
+        world: World | None = None,
+        *,
+        recipe: Any = None,
+        watch: Callable[[], Watched] | None = None,
     ) -> None:
-        """`recipe` is the resolved config of the whole run; it is saved with each snapshot."""
+        """`recipe` is the resolved config of the whole run; it is saved with each snapshot.
+
+        `watch` is called every `image_every` steps, with the averaged weights in place.
+        """
         if set(config.optimisers) != set(stage.networks):
             raise ValueError(f"optimisers {sorted(config.optimisers)} do not match networks {sorted(stage.networks)}")
         self.stage = stage
@@ -164,6 +174,7 @@ class Trainer(Generic[BatchT]):
         self.world = world or World()
         self.device = config.torch_device(self.world)
         self.recipe = recipe
+        self.watch = watch
         self.folder = Path(config.out)
         self.step = 0
         self.updates = dict.fromkeys(stage.networks, 0)
@@ -331,11 +342,18 @@ class Trainer(Generic[BatchT]):
         return logs
 
     def _show(self, board: Any) -> None:
-        if not self.world.is_first:
-            return
-        with _averaged(self.stage.networks, self.emas):
-            for key, picture in self.stage.pictures(self.step).items():
-                board.add_image(key, picture, self.step, dataformats="HWC")
+        pictures, scores = self.stage.pictures(self.step), dict[str, float]()
+        if self.watch is not None:
+            with _averaged(self.stage.networks, self.emas):
+                seen = self.watch()
+            settle(self.stage.networks.values())
+            pictures, scores = pictures | seen.pictures, seen.scores
+        for key, picture in pictures.items():
+            board.add_image(key, picture, self.step, dataformats="HWC")
+        for key, score in scores.items():
+            board.add_scalar(key, score, self.step)
+        if scores:
+            log.info("step %d %s", self.step, " ".join(f"{key}={score:.2f}" for key, score in scores.items()))
 
 
 class _Meter:

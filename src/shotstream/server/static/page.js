@@ -218,9 +218,13 @@ function takeSuggestion(text) {
   prompt.focus();
 }
 
-/** First shots before the story, then the others in turns, so that they do not wear out. */
+/** How an instruction begins that makes no sense before the first shot. */
+const GOES_ON = /^(now|then|transition|cut|he|she|it|they|close-up of (his|her))\b/i;
+
+/** First shots before the story; later all in turns, so that they do not wear out. */
 function suggestions() {
-  const all = state.preset?.suggestions ?? [];
+  const given = state.preset?.suggestions ?? [];
+  const all = isRunning() ? given : given.filter((text) => !GOES_ON.test(text));
   if (state.role !== "director" || !all.length) return [];
   const first = isRunning() ? state.shots.length * 2 + (state.shots.at(-1)?.steers.length ?? 0) : 0;
   const count = Math.min(SUGGESTIONS_SHOWN, all.length);

@@ -83,17 +83,23 @@ function thumbnail(base64, alt) {
  */
 export function drawTimeline(list, state, fps, open) {
   const current = state.onScreen?.shot;
-  const atEnd = list.scrollLeft + list.clientWidth > list.scrollWidth - 40;
-  const before = list.children.length;
   const keyOf = (/** @type {ShotCard} */ card) => `${card.start}/${card.shot}/${card.take}/${Boolean(card.thumbnail)}`;
   patchList(list, state.shots, keyOf, (card) => drawCard(card, fps, open));
   state.shots.forEach((card, index) => {
     const item = /** @type {HTMLElement} */ (list.children[index]);
+    const wasCurrent = item.hasAttribute("aria-current");
     if (card.shot === current) item.setAttribute("aria-current", "true");
     else item.removeAttribute("aria-current");
+    if (card.shot === current && !wasCurrent) scrollTo(list, item);
     updateProgress(item, card);
   });
-  if (list.children.length > before && atEnd) list.scrollLeft = list.scrollWidth;
+}
+
+/** Bring a card into view sideways; the page itself stays where it is. @param {HTMLElement} list @param {HTMLElement} item */
+function scrollTo(list, item) {
+  const left = item.offsetLeft - list.offsetLeft;
+  const hidden = left < list.scrollLeft || left + item.offsetWidth > list.scrollLeft + list.clientWidth;
+  if (hidden) list.scrollTo({ left: left - 40, behavior: "smooth" });
 }
 
 /** @param {ShotCard} card @param {number} fps @param {(card: ShotCard) => void} open */

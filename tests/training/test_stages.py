@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from two_processes import TINY
 from worlds import TEXT_LENGTH, write_library
 
@@ -33,7 +32,7 @@ from shotstream.training.causal_init import (
     teacher_states,
 )
 from shotstream.training.data import Batch, LatentLibrary, Sampler, SamplerConfig
-from shotstream.training.distill import CRITIC, GENERATOR, DistillConfig, DistillStage, ShotBatch
+from shotstream.training.distill import CRITIC, GENERATOR, DistillConfig, DistillStage, RolloutNoise, roll_out
 from shotstream.training.losses import energy_distance, velocity_loss
 from shotstream.training.randomness import generator_at, normal
 from shotstream.training.teacher import FlowConfig, TeacherStage
@@ -44,9 +43,12 @@ CHUNK, FRAMES = 2, 4
 CLIPS = SamplerConfig(target_frames=FRAMES, drop_context=0.1, random_context=0.0, important_weight=1.0)
 SCHEDULE = FlowSchedule(shift=3.0)
 SOLVER = TeacherConfig(sigmas=tuple(SCHEDULE.sampling_sigmas(8).tolist()), guidance_scale=1.0)
-PAIRS = PairConfig(sampler=SOLVER, kept_steps=(0, 2, 4, 6), batch_size=64)
+PAIRS = PairConfig(sampler=SOLVER, kept_steps=(0, 4), batch_size=64)
 CAUSAL = CausalConfig(timesteps=PAIRS.timesteps, chunk_frames=CHUNK)
-SLAB = SlabConfig(context_frames=6, window_frames=FRAMES, sink_frames=0, chunk_frames=CHUNK)
+ROLLOUT = RolloutConfig(
+    timesteps=PAIRS.timesteps,
+    slab=SlabConfig(context_frames=6, window_frames=FRAMES, sink_frames=0, chunk_frames=CHUNK),
+)
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +62,6 @@ class Miniature:
     student: DiT
     held_out: LatentLibrary
     held_out_pairs: PairStore
-    distillation: DistillStage
 
 
 def _run(stage: Stage, out: Path, steps: int, **optimisers: OptimiserConfig) -> Trainer:
@@ -93,22 +94,21 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Miniature]:
     fast = OptimiserConfig(learning_rate=3e-3, warmup_steps=20, schedule="cosine")
     teacher = DiT(SMALL).init_for_training()
     memory = replace(CLIPS, singles=4)
-    _run(TeacherStage(teacher, Sampler(library, memory), FlowConfig(shift=1.5)), folder / "memory", 160, model=fast)
-    _run(TeacherStage(teacher, Sampler(library, CLIPS), FlowConfig()), folder / "clips", 160, model=fast)
+    _run(TeacherStage(teacher, Sampler(library, memory), FlowConfig(shift=1.5)), folder / "memory", 140, model=fast)
+    _run(TeacherStage(teacher, Sampler(library, CLIPS), FlowConfig()), folder / "clips", 140, model=fast)
     student = deepcopy(teacher)
-    _run(RealCausalStage(student, CAUSAL, sampler=Sampler(library, CLIPS)), folder / "real", 6, model=fast)
+    _run(RealCausalStage(student, CAUSAL, sampler=Sampler(library, CLIPS)), folder / "real", 8, model=fast)
     wanted = replace(CLIPS, captions_only=True, drop_text=0.0)
     for name, source in (("pairs", library), ("held pairs", held_out)):
         list(make_pairs(teacher, Sampler(source, wanted), PAIRS, folder / name, range(4 if name == "pairs" else 1)))
-    _run(OdeStage(student, CAUSAL, pairs=PairStore(folder / "pairs")), folder / "ode", 6, model=fast)
+    _run(OdeStage(student, CAUSAL, pairs=PairStore(folder / "pairs")), folder / "ode", 8, model=fast)
     first = deepcopy(student)
-    rollout = RolloutConfig(timesteps=CAUSAL.timesteps, slab=SLAB)
-    config = DistillConfig(rollout=rollout, guidance_scale=0.0, critic_warmup=40, critic_steps=4)
+    config = DistillConfig(rollout=ROLLOUT, guidance_scale=0.0, critic_warmup=40, critic_steps=4)
     stage = DistillStage(student, deepcopy(teacher), teacher, config, Sampler(library, wanted))
     steady = OptimiserConfig(betas=(0.0, 0.999), warmup_steps=5)
-    rates = {GENERATOR: replace(steady, learning_rate=3e-4), CRITIC: replace(steady, learning_rate=1e-3)}
-    _run(stage, folder / "distil", 40 + 5 * 50, **rates)
-    yield Miniature(teacher, first, student, held_out, PairStore(folder / "held pairs"), stage)
+    rates = {GENERATOR: replace(steady, learning_rate=1.5e-4), CRITIC: replace(steady, learning_rate=1e-3)}
+    _run(stage, folder / "distil", 40 + 5 * 70, **rates)
+    yield Miniature(teacher, first, student, held_out, PairStore(folder / "held pairs"))
     torch.set_num_threads(threads)
 
 
@@ -154,19 +154,22 @@ def test_regression_beats_the_best_constant_on_held_out_trajectories(miniature: 
 
 
 @torch.no_grad()
-def _samples(miniature: Miniature, data: Batch) -> dict[str, Tensor]:
-    """Shots of the teacher and of the student before and after distillation, each [N, everything]."""
+def _distances(miniature: Miniature, *, conditions: int = 12, repeats: int = 64) -> dict[str, float]:
+    """Energy distance to the teacher's samples, a mean over contexts and captions, before and after distillation."""
+    data = _held_out_batch(miniature, conditions, captions_only=True)
+    repeated = (t.repeat_interleave(repeats, 0) for t in data._replace(text=data.text[:0]))
+    data = Batch(*repeated)._replace(text=data.text)
     samples = range(len(data.context))
     noise = torch.stack([normal(generator_at("teacher samples", i), data.target.shape[1:]) for i in samples])
-    made = {"teacher": list(teacher_states(miniature.teacher, data, noise, SOLVER))[-1]}
-    for name, network in (("before", miniature.first_student), ("after", miniature.student)):
-        stage = replace(miniature.distillation, generator=network)
-        made[name] = stage.make(ShotBatch(data, 0, samples), last_pass=3)[1].clean
-    return {name: shots.flatten(1) for name, shots in made.items()}
+    wanted = list(teacher_states(miniature.teacher, data, noise, SOLVER))[-1].flatten(1)
+    distances = {}
+    for name, student in (("before", miniature.first_student), ("after", miniature.student)):
+        made = roll_out(student, ROLLOUT, data, RolloutNoise(0, 0, samples), ROLLOUT.num_steps - 1)[1].clean.flatten(1)
+        pairs = zip(made.split(repeats), wanted.split(repeats), strict=True)
+        distances[name] = sum(energy_distance(a, b).item() for a, b in pairs) / conditions
+    return distances
 
 
 def test_distillation_brings_the_student_closer_to_the_teacher(miniature: Miniature):
-    data = _held_out_batch(miniature, 192, captions_only=True)
-    samples = _samples(miniature, data)
-    before, after = (energy_distance(samples[name], samples["teacher"]).item() for name in ("before", "after"))
-    assert after < before
+    distances = _distances(miniature)
+    assert distances["after"] < 0.75 * distances["before"]

@@ -220,10 +220,10 @@ class DistillStage:
 
     def replay(self, batch: ShotBatch, rollout: Rollout, made: Made, chunk: int) -> Tensor:
         """Phase two: a chunk's last pass once more, with gradient. Clean latents [B, chunk frames, C, h, w]."""
-        captions = self.generator.encode_captions(batch.data.text)
+        first = batch.data.context.shape[1] + chunk * self.config.rollout.slab.chunk_frames
+        own = self.generator.encode_captions(batch.data.text[batch.data.caption_ids[:, first]])
         timestep = self.config.rollout.timesteps[made.step]
         time = self.generator.embed_time(torch.full((1, 1), timestep, device=made.clean.device))
-        own = chunk_captions(batch.data, captions, chunk, self.config.rollout)
         return rollout.replay(chunk, made.noisy[chunk], made.step, own, time)
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ def ship(source: Path, target: Path) -> int:
         raise ValueError(f"{source} would be {size / 1e6:.1f} MB in bfloat16, a shipped file may have 16 MB")
     _, metadata = read_tensors(source)
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_dit(target, model, **{name: text for name, text in metadata.items() if name != "config"})
+    save_dit(target, model, recipe=metadata.get("recipe", ""), step=metadata.get("step", ""))
     return target.stat().st_size
 
 

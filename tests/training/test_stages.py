@@ -38,6 +38,9 @@ from shotstream.training.randomness import generator_at, normal
 from shotstream.training.teacher import FlowConfig, TeacherStage
 from shotstream.training.trainer import OptimiserConfig, Stage, Trainer, TrainerConfig
 
+pytestmark = pytest.mark.timeout(1800)
+"""All stages together take minutes; a loaded machine may need several times as long."""
+
 SMALL = replace(TINY, dim=64, ffn_dim=128, num_layers=2, freq_dim=32)
 CHUNK, FRAMES = 2, 4
 CLIPS = SamplerConfig(target_frames=FRAMES, drop_context=0.1, random_context=0.0, important_weight=1.0)

@@ -21,6 +21,7 @@ from shotstream.training.codec import (
     heldout_clips,
     latent_statistics,
     measure,
+    widened,
     write_grid,
 )
 from shotstream.training.codec_data import ClipSource, CodecDataConfig, ShapesSource, StoryworldSource
@@ -72,11 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="96x160 pixels and stride 8 instead of 192x320 and 16")
     parser.add_argument("--latent-channels", type=int)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--init", type=Path, help="start from this codec's weights and latent statistics")
+    parser.add_argument(
+        "--init", type=Path, help="start from this codec, widened if --latent-channels asks for more than it has"
+    )
     parser.add_argument(
         "--freeze-encoder", action="store_true", help="train the decoder alone; latents keep their meaning"
     )
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--box-weight", type=float, help="how much more a pixel of a face or a mark counts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--finish", action="store_true", help="take the checkpoint as it is: no training, only the file"
@@ -98,6 +102,8 @@ def build_trainer(options: argparse.Namespace) -> CodecTrainer:
     make = storyworld_codec_small if options.small else storyworld_codec
     config = make(options.minutes, options.latent_channels or (16 if options.small else 32))
     init = TinyCodec.load(options.init) if options.init else None
+    if init is not None and options.latent_channels:
+        init = widened(init, options.latent_channels)
     changes: dict[str, Any] = {"seed": options.seed, "freeze_encoder": options.freeze_encoder}
     if init is not None:
         changes["codec"] = init.config
@@ -105,6 +111,8 @@ def build_trainer(options: argparse.Namespace) -> CodecTrainer:
         raise ValueError("--freeze-encoder needs --init: there is no encoder to keep")
     if options.learning_rate:
         changes["learning_rate"] = options.learning_rate
+    if options.box_weight is not None:
+        changes["data"] = replace(config.data, box_weight=options.box_weight)
     config = replace(config, **changes)
     height, width = (96, 160) if options.small else (192, 320)
     trainer = CodecTrainer(config, *sources(options.world, height, width), options.out)

@@ -13,13 +13,14 @@ import logging
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
@@ -247,6 +248,30 @@ class CodecTrainer:
         (self.out / "STATUS.md").write_text(f"{left:.1f} training minutes left of {self.config.minutes:g}\n\n{lines}\n")
         log.info("evaluation %s", json.dumps({k: round(v, 3) for k, v in result.items()}))
         return result
+
+
+@torch.no_grad()
+def widened(codec: TinyCodec, channels: int) -> TinyCodec:
+    """The same codec with more latent channels: it decodes as before, and training fills the new ones.
+
+    New channels start as small random views of the encoder's features that the decoder does not look at yet.
+    Raises ValueError when `channels` is fewer than the codec has.
+    """
+    old = codec.latent_channels
+    if channels < old:
+        raise ValueError(f"a codec of {old} latent channels cannot be widened to {channels}")
+    config = replace(codec.config, latent_channels=channels, latent_mean=(), latent_sd=())
+    wide = TinyCodec(config)
+    weights = dict(codec.state_dict())
+    start = wide.encoder.last.weight.clone()
+    start[:old] = weights["encoder.last.weight"]
+    weights["encoder.last.weight"] = start
+    weights["encoder.last.bias"] = F.pad(weights["encoder.last.bias"], (0, channels - old))
+    weights["decoder.first.weight"] = F.pad(weights["decoder.first.weight"], (0, 0, 0, 0, 0, channels - old))
+    wide.load_state_dict(weights)
+    mean = F.pad(codec.latent_mean.float(), (0, channels - old))
+    wide.set_latent_statistics(mean, F.pad(codec.latent_sd.float(), (0, channels - old), value=1.0))
+    return wide
 
 
 def _edge_error(error_BTCHW: Tensor, weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import io
 import json
 import random
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -72,6 +73,28 @@ def test_who_joins_late_sees_the_story_at_once_and_gets_the_same_bytes(house: Ho
         both = mine.keys() & theirs.keys()
         assert len(both) >= 2
         assert all(mine[sequence] == theirs[sequence] for sequence in both)
+
+
+def test_who_joins_after_the_end_is_not_shown_the_story_that_ended(house: House) -> None:
+    with house.enter() as one, house.enter() as two:
+        first, second = Person(one), Person(two)
+        first.join(story="ended")
+        first.give(p.Start, text="a bear")
+        first.wait(p.MediaHeader, lambda header: not header.flags & p.MediaFlag.SLATE and header.num_frames > 0)
+        first.ended(first.give(p.Stop))
+        assert second.join(story="ended").snapshot.status.state == "idle"
+        second.ended(second.give(p.Extend))
+        assert not second.chunk_media()
+
+
+def test_the_slate_says_how_long_it_is(house: House) -> None:
+    with house.enter() as session:
+        person = Person(session)
+        person.join(story="slate")
+        header = person.wait(p.MediaHeader, lambda header: header.flags == p.MediaFlag.SLATE)
+        init, slate = (payload for _, payload in person.media)
+        with av.open(io.BytesIO(init + slate)) as container:
+            assert header.num_frames == sum(1 for _ in container.decode(video=0)) > 0
 
 
 def test_who_reconnects_gets_every_missed_event_once(house: House) -> None:

@@ -42,6 +42,7 @@ from shotstream.server.protocol import (
 )
 from shotstream.server.security import COOKIE, Access, Bucket, Guard, Security, SecurityConfig
 from shotstream.server.session import Broadcast, Show, Studio, Viewer
+from shotstream.server.suggestions import suggestions
 from shotstream.story import CHUNKS_PER_SHOT
 
 log = logging.getLogger(__name__)
@@ -54,23 +55,6 @@ MAX_VIOLATIONS = 100
 POLICY_VIOLATION = 1008
 TRY_AGAIN_LATER = 1013
 _STORY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-SUGGESTIONS: dict[str, tuple[str, ...]] = {
-    "wan-1.3b": (
-        "A man in a grey coat walks through a rainy city street at night, medium shot",
-        "Close-up of his face, neon light on wet skin",
-        "He looks surprised",
-        "Wide shot of the same street from above",
-    ),
-}
-_WORLD_SUGGESTIONS = (
-    "A fox walks along the beach at sunset",
-    "Now make him look surprised",
-    "Transition to a wide shot of the city",
-    "Cut to a close-up of the fox, the camera pushes in",
-    "Now it is raining",
-    "Then he starts to dance",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +120,15 @@ def _broadcast(preset: Preset, encoder: ChunkEncoder) -> Broadcast:
         chunk_frames=frames,
         chunks_per_shot=CHUNKS_PER_SHOT,
         memory_frames=preset.slab.context_frames,
-        suggestions=SUGGESTIONS.get(preset.name, _WORLD_SUGGESTIONS),
+        suggestions=suggestions(preset),
     )
-    return Broadcast(preset=info, init_segment=encoder.init_segment, slate=encoder.slate, new_encoder=new_encoder)
+    return Broadcast(
+        preset=info,
+        init_segment=encoder.init_segment,
+        slate=encoder.slate,
+        slate_frames=encoder.slate_frames,
+        new_encoder=new_encoder,
+    )
 
 
 async def _open(studio: Studio, config: ServeConfig, load_engine: Callable[[], Engine]) -> None:

@@ -55,6 +55,7 @@ class ChunkEncoder:
         slate[:] = _SLATE_COLOUR
         self.init_segment, self.slate = _split(self._encode_file(slate))
         """`slate` is a fragment without content, for warming the player's decoder before the first chunk."""
+        self.slate_frames = _SLATE_FRAMES
         self.codec_string = _codec_string(self.init_segment)
 
     @property

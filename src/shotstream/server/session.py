@@ -165,6 +165,7 @@ class Broadcast:
     preset: PresetInfo
     init_segment: bytes
     slate: bytes
+    slate_frames: int
     new_encoder: Callable[[], Encode]
 
 
@@ -206,7 +207,7 @@ class Show:
         )
         broadcast = self._studio.broadcast
         init = Packet(MediaHeader(flags=MediaFlag.INIT), broadcast.init_segment)
-        slate = Packet(MediaHeader(flags=MediaFlag.SLATE), broadcast.slate)
+        slate = Packet(MediaHeader(flags=MediaFlag.SLATE, num_frames=broadcast.slate_frames), broadcast.slate)
         viewer.tell(to_json(hello), *missed, init.message(), slate.message())
         for packet in self._on_air(snapshot):
             viewer.show(packet, MediaFlag.LIVE_EDGE)
@@ -235,8 +236,8 @@ class Show:
         return [message for seq, message in self._log if seq > resume_from]
 
     def _on_air(self, snapshot: StorySnapshot) -> list[Packet]:
-        """What is on the screen now and after it; the last picture where the story stands still."""
-        if not snapshot.shots:
+        """What is on the screen now and after it; the last picture where the story stands still, none once it ended."""
+        if not snapshot.shots or self.worker is None or not self.worker.busy:
             return []
         packets = [p for p in self._packets if p.header.epoch == snapshot.epoch]
         clock = snapshot.status.clock_frame

@@ -237,8 +237,7 @@ export class Player {
   /** @param {MediaHeader} header @param {number} mediaStart @param {boolean} follows */
   enter(header, mediaStart, follows) {
     if (!follows) this.voidFrom(header.start);
-    // A slate of unknown length gets a second: the story begins behind it with a jump, so a hole there does no harm.
-    const numFrames = header.numFrames || (header.slate ? this.fps : 0);
+    const { numFrames } = header;
     this.segments.push({ mediaStart, numFrames, validFrames: header.slate ? 0 : numFrames, header });
     this.end = mediaStart + numFrames;
     if (header.slate) return;

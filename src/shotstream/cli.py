@@ -104,6 +104,7 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.set_defaults(verb=_serve, model="student", steps=None)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--open", action="store_true", help="open the page in a browser where there is a display")
     parser.add_argument(
         "--token-file",
         type=Path,

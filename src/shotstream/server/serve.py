@@ -8,6 +8,8 @@ import os
 import secrets
 import socket
 import sys
+import threading
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,15 +48,20 @@ def serve(options: argparse.Namespace, load_engine: Callable[[], Engine]) -> Non
     security = config.security
     if security.is_exposed and not security.tls:
         log.warning("others can reach this server without TLS: what they type and see can be read on the way")
+    _check_port(options.host, options.port)
     app = create_app(config, load_engine)
     scheme = "https" if security.tls else "http"
     host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"{scheme}://{host}:{options.port}"
 
     def announce() -> None:
-        sys.stdout.write(f"{scheme}://{host}:{options.port}\n")
+        sys.stdout.write(f"{url}\n")
         if security.token and not os.environ.get(TOKEN_VARIABLE) and options.token_file is None:
             sys.stderr.write(f"token of the directors: {security.token}\n")
         sys.stdout.flush()
+        if options.open and _has_display():
+            # In a thread: some browsers return only when they are closed.
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
     Server(
         uvicorn.Config(
@@ -73,6 +80,21 @@ def serve(options: argparse.Namespace, load_engine: Callable[[], Engine]) -> Non
         ),
         announce,
     ).run()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise ValueError if nobody can listen there, before anything is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}): give another --port") from error
+
+
+def _has_display() -> bool:
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def serve_config(options: argparse.Namespace) -> ServeConfig:

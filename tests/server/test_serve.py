@@ -1,0 +1,52 @@
+"""`shotstream serve` as it is called: the address, a port that is taken, a browser that opens where one can be seen."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from shotstream.cli import main
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+    assert "--port" in capsys.readouterr().err
+
+
+def test_the_address_is_printed_and_opened_where_there_is_a_display(tmp_path: Path) -> None:
+    port, note = free_port(), tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {note}\n')
+    browser.chmod(0o755)
+    command = [sys.executable, "-m", "shotstream.cli", "serve", "--preset", "fake", "--open", "--port", str(port)]
+    environment = os.environ | {"DISPLAY": ":99", "BROWSER": str(browser)}
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == f"http://127.0.0.1:{port}\n"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:
+            assert b"<title>shotstream</title>" in page.read()
+        end = time.monotonic() + 20
+        while not (note.exists() and note.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert note.read_text().strip() == f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(20)

@@ -276,3 +276,13 @@ def test_with_absolute_positions_a_token_knows_where_it_is(tiny_config: DiTConfi
     with torch.no_grad():
         torch.testing.assert_close(cells(without), cells(without)[:1].expand(16), atol=1e-5, rtol=0)
         assert len(cells(with_features).unique()) == 16
+
+
+def test_fused_projections_change_nothing(tiny_dit: DiT, latents: Tensor, captions: CaptionKV) -> None:
+    before = run(tiny_dit, latents, captions)
+    names = list(tiny_dit.state_dict())
+    tiny_dit.requires_grad_(False).fuse_for_serving()
+    torch.testing.assert_close(run(tiny_dit, latents, captions), before, atol=1e-5, rtol=0)
+    assert list(tiny_dit.state_dict()) == names
+    tiny_dit.blocks[0].self_attn.k.weight.mul_(2)  # the twin has no weights of its own
+    assert not torch.allclose(run(tiny_dit, latents, captions), before, atol=1e-5)

@@ -148,6 +148,32 @@ class Attention(nn.Module):
         return x_BLE.view(*x_BLE.shape[:-1], self.num_heads, -1)
 
 
+class FusedQKV:
+    """The serving twin of an `Attention`'s three projections: one matrix product, and one norm for queries and keys.
+
+    Holds no weights of its own: the module's parameters become views of its tensors, so both always agree.
+    """
+
+    def __init__(self, attention: Attention) -> None:
+        projections = (attention.q, attention.k, attention.v)
+        self._num_heads, self._eps = attention.num_heads, attention.norm_q.eps
+        self._weight = torch.cat([p.weight.data for p in projections])
+        self._bias = torch.cat([p.bias.data for p in projections])
+        self._norm = torch.stack([attention.norm_q.weight.data, attention.norm_k.weight.data])
+        for i, projection in enumerate(projections):
+            projection.weight.data = self._weight.chunk(3)[i]
+            projection.bias.data = self._bias.chunk(3)[i]
+        attention.norm_q.weight.data, attention.norm_k.weight.data = self._norm.unbind()
+
+    def __call__(self, h_BLE: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, each [B, L, N, D]."""
+        batch, length, width = h_BLE.shape
+        qkv_BL3E = F.linear(h_BLE, self._weight, self._bias).view(batch, length, 3, width)
+        normed = F.rms_norm(qkv_BL3E[:, :, :2].float(), (width,), eps=self._eps).to(h_BLE.dtype) * self._norm
+        q, k = rotate(normed.view(batch, length, 2 * self._num_heads, -1), rotary).chunk(2, dim=2)
+        return q, k, qkv_BL3E[:, :, 2].view(batch, length, self._num_heads, -1)
+
+
 class Block(nn.Module):
     """Self-attention, caption cross-attention, FFN; the first and last modulated by the frame's timestep."""
 
@@ -163,6 +189,7 @@ class Block(nn.Module):
             nn.Linear(config.ffn_dim, config.dim),
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / math.sqrt(config.dim))
+        self.fused_qkv: FusedQKV | None = None
 
     def forward(
         self,
@@ -206,9 +233,12 @@ class Block(nn.Module):
 
     def _qkv(self, h_BFPE: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         h_BLE = h_BFPE.flatten(1, 2)
-        q = rotate(self.self_attn.queries(h_BLE), rotary)
-        k = rotate(self.self_attn.keys(h_BLE), rotary)
-        v = self.self_attn.values(h_BLE)
+        if self.fused_qkv is not None:
+            q, k, v = self.fused_qkv(h_BLE, rotary)
+        else:
+            q = rotate(self.self_attn.queries(h_BLE), rotary)
+            k = rotate(self.self_attn.keys(h_BLE), rotary)
+            v = self.self_attn.values(h_BLE)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _read_captions(self, x_BFPE: Tensor, caption_k: Tensor, caption_v: Tensor) -> Tensor:
@@ -351,6 +381,12 @@ class DiT(nn.Module):
         self.time_embedding.float()
         self.time_projection.float()
         return self.eval().requires_grad_(False)
+
+    def fuse_for_serving(self) -> DiT:
+        """Let queries, keys and values share one matrix product. For inference, on the final device. Returns self."""
+        for block in self._layers:
+            block.fused_qkv = FusedQKV(block.self_attn)
+        return self
 
     def init_for_training(self) -> DiT:
         """Start from scratch: every gate closed, every block the identity, the prediction zero. Returns self."""

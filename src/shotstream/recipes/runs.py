@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from shotstream.models.checkpoint import load_dit, load_strictly, merge_lora, plain_names, save_dit, split_lora
@@ -75,12 +77,30 @@ def build_dit(config: DiTConfig, library: LatentLibrary, init: str | None, seed:
     """The network for these latents: from weights if given, else fresh and the same for the same seed."""
     channels = library.latent_shape[0]
     if init is not None:
-        model = load_dit(init).float()
-        if model.config.in_channels != channels:
-            raise ValueError(f"{init} is for {model.config.in_channels}-channel latents, the data has {channels}")
-        return model.train()
+        return widened(load_dit(init).float(), channels).train()
     torch.manual_seed(seed)
     return DiT(replace(config, in_channels=channels, out_channels=channels)).init_for_training().train()
+
+
+@torch.no_grad()
+def widened(model: DiT, channels: int) -> DiT:
+    """The network for latents with more channels: it treats those it knows as before and predicts zero for the rest.
+
+    Raises: ValueError for fewer channels than it has.
+    """
+    old = model.config.in_channels
+    if channels == old:
+        return model
+    if channels < old:
+        raise ValueError(f"the weights are for {old}-channel latents, the data has {channels}: take another codec")
+    wide = DiT(replace(model.config, in_channels=channels, out_channels=channels))
+    weights = dict(model.state_dict())
+    for name in ("head.head.weight", "head.head.bias"):
+        patches = rearrange(weights[name], "(p c) ... -> p ... c", c=old)
+        weights[name] = rearrange(F.pad(patches, (0, channels - old)), "p ... c -> (p c) ...")
+    weights["patch_embedding.weight"] = F.pad(weights["patch_embedding.weight"], (0, 0) * 3 + (0, channels - old))
+    wide.load_state_dict(weights)
+    return wide
 
 
 def compile_blocks(model: DiT) -> None:

@@ -10,9 +10,8 @@ from itertools import pairwise
 import pytest
 
 from shotstream.engine import messages as m
-from shotstream.engine.director import (
+from shotstream.engine.direction import (
     Abandoned,
-    Director,
     DirectorConfig,
     Edited,
     EditMemory,
@@ -28,6 +27,7 @@ from shotstream.engine.director import (
     Work,
     Written,
 )
+from shotstream.engine.director import Director
 
 CONFIG = DirectorConfig(expected_chunk_s=0.2, expected_open_s=0.25)
 FPS = CONFIG.fps
@@ -393,7 +393,7 @@ def test_stop_ends_everything_and_another_start_begins_a_new_story() -> None:
 
 def test_commands_without_a_story_fail_with_a_reason_and_an_id_is_used_once() -> None:
     sim = Simulation()
-    for id in (sim.cut(), sim.steer(), sim.give(m.Pause), sim.give(m.Extend), sim.give(m.Retake, shot=0)):
+    for id in (sim.cut(), sim.steer(), sim.give(m.Pause), sim.give(m.Extend), sim.give(m.Retake, node=1)):
         assert sim.ended(id).outcome == "failed"
         assert sim.ended(id).reason
     with pytest.raises(ValueError, match="used before"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shotstream.engine import messages as m
-from shotstream.engine.director import DirectorConfig, Entry, Written
+from shotstream.engine.direction import DirectorConfig, Entry, Written
 from shotstream.engine.pictures import read_picture, thumbnail
 from shotstream.engine.stream import Engine, Stream
 from shotstream.engine.worker import Delivery, Worker, warm_up

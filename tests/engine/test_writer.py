@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from shotstream.engine.director import Scene
+from shotstream.engine.direction import Scene
 from shotstream.engine.writer import Composer, OpenAIConfig, OpenAIWriter, PassthroughWriter, TemplateWriter
 
 LIMIT = 12

@@ -27,15 +27,25 @@ COMMANDS: list[p.ClientMessage] = [
     p.Stop(id="a"),
     p.Memory(id="a", action="pin", frame=p.FrameRef(shot=0, frame=80)),
     p.Memory(id="a", action="add", picture="aGk=", caption="a bear"),
-    p.Branch(id="a", at=p.At(shot=0, chunk=0)),
-    p.Retake(id="a", shot=0),
+    p.Branch(id="a", node=3, chunk=2, text="the city"),
+    p.Branch(id="a", node=3),
+    p.Retake(id="a", node=1),
+    p.Undo(id="a"),
+    p.Hide(id="a", node=2, hidden=False),
     p.Cancel(id="a", target="b"),
 ]
 
 EVENTS: list[p.ServerMessage] = [
     p.Accepted(id="a", command="cut", text="x", at=p.At(shot=1, chunk=2)),
     p.Ended(id="a", command="cut", outcome="applied", shot=0, chunk=1, first_frame=2, left_out=("x", "y")),
+    p.TreeChanged(
+        head=2,
+        takes=(p.Take(node=2, parent=1, shot=1, take=0, text="a", caption="a", num_chunks=7, made_chunks=3),),
+        shots=(p.ShotCard(node=2, shot=1, take=0, start=9, text="a", caption="a", num_chunks=7, made_chunks=3),),
+    ),
     p.ShotOpened(
+        node=1,
+        parent=None,
         shot=0,
         take=0,
         start=0,

@@ -11,6 +11,9 @@ A cut asks for the running chunk to be abandoned (`unwanted`). Frames that were 
 first frame is ready; it takes the next frame of the clock, and what was sent for later is void: a new epoch. A chunk
 that finished all the same is aired as usual. A shot of which nothing was aired never was; the
 next one takes its number.
+
+Going back (`branch`, `retake`, `undo`) is a cut to another place of the story's tree: whoever keeps the story says what
+was there (`Located`), the stream is made anew from it (another `story` number), and the clock goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +24,33 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from shotstream.engine.direction import (
+    Abandoned,
+    Broken,
+    DirectorConfig,
+    Edited,
+    EditMemory,
+    Entry,
+    GoOn,
+    Input,
+    Located,
+    Made,
+    NewShot,
+    NextChunk,
+    NotWritten,
+    OpenShot,
+    Planned,
+    Refused,
+    Result,
+    Saved,
+    Scene,
+    StoryClock,
+    Trouble,
+    Viewers,
+    Wait,
+    Work,
+    Written,
+)
 from shotstream.engine.messages import (
     Accepted,
     At,
@@ -32,6 +62,7 @@ from shotstream.engine.messages import (
     Ended,
     Event,
     Extend,
+    Hide,
     Memory,
     MemoryChanged,
     Outcome,
@@ -40,7 +71,6 @@ from shotstream.engine.messages import (
     RememberedFrame,
     Resume,
     Retake,
-    ShotCard,
     ShotOpened,
     Start,
     State,
@@ -49,13 +79,15 @@ from shotstream.engine.messages import (
     SteerMark,
     Stop,
     StorySnapshot,
+    Undo,
 )
-from shotstream.story import CHUNKS_PER_SHOT
+from shotstream.engine.takes import Takes
 
 MAX_PENDING = 32
 MAX_CHUNKS = 10_000
-_KNOWN_IDS = 4096
-_CARDS = 200
+KNOWN_IDS = 4096
+"""So many ids of commands are remembered: none of them may come again."""
+RESTARTED = "the server was restarted: resume to go on"
 _ON_TIME_AGAIN = 3
 """After so many chunks on time the engine is no longer called late."""
 _IDLE = 0.05
@@ -63,223 +95,18 @@ _IDLE = 0.05
 _TINY = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DirectorConfig:
-    """How a story is paced."""
-
-    fps: int = 16
-    first_frames: int = 9
-    """Pixel frames of a shot's first chunk."""
-    chunk_frames: int = 12
-    """Pixel frames of every other chunk."""
-    shot_chunks: int = CHUNKS_PER_SHOT
-    steer_chunks: int = 3
-    """How much longer a finished shot runs when it is steered."""
-    margin_s: float = 0.08
-    """How long before it is due a chunk should be ready."""
-    expected_open_s: float = 0.4
-    """Of opening a shot and making its first chunk, until measured."""
-    expected_chunk_s: float = 0.4
-    late_s: float = 0.125
-    """A chunk that comes later than this is announced."""
-    patience_s: float = 1.0
-    """The same for the first chunk after a cut, counted from the last frame before it."""
-    viewerless_s: float = 30.0
-    """Without viewers for so long the story pauses."""
-
-    def __post_init__(self) -> None:
-        if min(self.fps, self.first_frames, self.chunk_frames, self.shot_chunks, self.steer_chunks) < 1:
-            raise ValueError(f"frames, chunks and fps must be positive, got {self}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Inputs besides commands, work, results
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Written:
-    """What a writer made of the instruction in an accepted command."""
-
-    id: str
-    caption: str
-    replaces: bool = False
-    """For a steer: this describes the whole shot, instead of being added to it."""
-    notice: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NotWritten:
-    """The instruction in an accepted command cannot be followed."""
-
-    id: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Viewers:
-    """How many people watch."""
-
-    count: int
-
-
-Input = Command | Written | NotWritten | Viewers
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OpenShot:
-    """End the shot before, open this one and make its first chunk."""
-
-    story: int
-    """Counts the starts: where it changes, a new stream begins with `seed` and `global_caption`."""
-    seed: int
-    global_caption: str
-    shot: int
-    take: int
-    caption: str
-    steers: tuple[str, ...]
-    aired_frames: int | None
-    """How many frames of the stream's running shot were aired; None: there is none."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NextChunk:
-    """Make the next chunk of the running shot."""
-
-    shot: int
-    chunk: int
-    caption: str
-    steers: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EditMemory:
-    """Do what a `memory` command says."""
-
-    command: Memory
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wait:
-    """Nothing to make. Ask again at `until`, or when something was handled."""
-
-    until: float | None = None
-
-
-Work = OpenShot | NextChunk | EditMemory
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
-    """A chunk is ready to be sent."""
-
-    num_frames: int
-    caption: str
-    """In force, as the text encoder saw it."""
-    left_out: tuple[str, ...] = ()
-    context: tuple[RememberedFrame, ...] = ()
-    thumbnail: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Edited:
-    """The memory was changed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Abandoned:
-    """The work was ended half-way, since it was unwanted. It can be done again."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refused:
-    """The work cannot be done as it was asked for; nothing changed."""
-
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Broken:
-    """The engine failed. The story is over."""
-
-    reason: str
-
-
-Result = Made | Edited | Abandoned | Refused | Broken
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
-    """What a writer knows of the story: what will be in force when its instruction takes effect."""
-
-    global_caption: str = ""
-    caption: str = ""
-    """Of the shot; empty before the first."""
-    steers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """One call, for replaying."""
-
-    call: Literal["handle", "next_work", "done", "poll"]
-    argument: Input | Result | None
-    now: float
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# State
-
-
-@dataclass
-class StoryClock:
-    """Frames on air. `end` is how many frames there are; the clock does not pass it."""
-
-    fps: int
-    frame: float = 0.0
-    time: float = 0.0
-    running: bool = False
-    end: int = 0
-
-    def raw(self, now: float) -> float:
-        """Where the clock would be if there were always frames."""
-        return self.frame + max(0.0, now - self.time) * self.fps if self.running else self.frame
-
-    def at(self, now: float) -> float:
-        return min(float(self.end), self.raw(now))
-
-    @property
-    def due(self) -> float:
-        """When the next frame after `end` should be there."""
-        return self.time + (self.end - self.frame) / self.fps
-
-    def stop(self, now: float) -> None:
-        self.frame, self.time, self.running = self.at(now), now, False
-
-    def run(self, now: float) -> None:
-        self.frame, self.time, self.running = self.at(now), now, True
-
-    def append(self, num_frames: int) -> int:
-        """Add frames behind the last; returns where they start."""
-        self.end += num_frames
-        return self.end - num_frames
-
-    def break_at(self, now: float) -> int:
-        """Void every frame that is not on air yet; the next to be added is on air at once. Returns its number."""
-        start = min(self.end, math.floor(self.at(now)) + 1)
-        self.frame, self.time, self.end = float(start), now, start
-        return start
-
-
 @dataclass
 class _Instruction:
-    """A start, cut or steer on its way."""
+    """A start, cut or steer on its way, or a going back that opens a shot."""
 
-    command: Start | Cut | Steer
+    command: Start | Cut | Steer | Branch | Retake | Undo
     accepted_at: float
     caption: str | None = None
     """None while it is being written."""
     replaces: bool = False
     notice: str = ""
+    place: NewShot | None = None
+    """Where its shot is opened, if that is elsewhere in the tree."""
 
     @property
     def id(self) -> str:
@@ -287,7 +114,11 @@ class _Instruction:
 
     @property
     def at(self) -> At | None:
-        return None if isinstance(self.command, Start) else self.command.at
+        return self.command.at if isinstance(self.command, (Cut, Steer)) else None
+
+    @property
+    def text(self) -> str:
+        return _text(self.command) or (self.place.text if self.place else "")
 
     @property
     def opens(self) -> bool:
@@ -297,10 +128,14 @@ class _Instruction:
 @dataclass
 class _Shot:
     index: int
-    opened_by: _Instruction
+    opened_by: _Instruction | None
+    """None for one that was gone on with."""
     caption: str
     num_chunks: int
+    take: int = 0
     steers: list[str] = field(default_factory=list)
+    plan: tuple[Planned, ...] = ()
+    """What a retake does later, since the take before did."""
     start: int = 0
     """Story-clock frame; meaningless until it is on air."""
     num_made: int = 0
@@ -319,7 +154,9 @@ class _Making:
     on_demand: bool = False
     """Nobody could have begun it earlier: it cannot be late."""
     orphaned: bool = False
-    """The story ended meanwhile."""
+    """The story ended, or went elsewhere, meanwhile."""
+    planned: tuple[str, ...] = ()
+    """Steers that a retake repeats."""
 
 
 @dataclass
@@ -342,7 +179,14 @@ class _Story:
 class Director:
     """The state of one live story."""
 
-    def __init__(self, config: DirectorConfig | None = None, *, record: Callable[[Entry], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: DirectorConfig | None = None,
+        *,
+        record: Callable[[Entry], None] | None = None,
+        saved: Saved | None = None,
+    ) -> None:
+        """Args: record is told every call that counts; saved is a story to go on with, paused, see `replay`."""
         self.config = config or DirectorConfig()
         self._record = record
         self._events: list[Event] = []
@@ -361,9 +205,14 @@ class Director:
         self._pending: list[_Instruction] = []
         self._edits: list[Memory] = []
         self._known: OrderedDict[str, None] = OrderedDict()
-        self._cards: list[ShotCard] = []
+        self._takes = Takes()
         self._memory: tuple[RememberedFrame, ...] = ()
-        self._paused: Literal["", "asked", "unwatched"] = ""
+        self._paused: Literal["", "asked", "unwatched", "restarted", "trouble"] = ""
+        self._trouble = ""
+        self._fresh = True
+        """The clock began anew: so does an epoch."""
+        self._returning = False
+        """The next chunk goes on from an earlier place: it breaks the clock."""
         self._unwatched_since: float | None = None
         self._viewers = 0
         self._late_ms = 0.0
@@ -374,16 +223,18 @@ class Director:
         self.late_chunks = 0
         self._open_s = deque([self.config.expected_open_s], maxlen=32)
         self._chunk_s = deque([self.config.expected_chunk_s], maxlen=32)
+        if saved is not None:
+            self._restore(saved)
 
     # ----------------------------------------------------------------------------------------------------- the calls
 
     def handle(self, command: Input, now: float) -> list[Event]:
         """Take a command. Raises ValueError for an id that was used before; nothing changes then."""
-        if not isinstance(command, (Written, NotWritten, Viewers)):
+        if not isinstance(command, (Written, NotWritten, Viewers, Trouble)):
             if command.id in self._known:
                 raise ValueError(f"id {command.id!r} was used before: every command needs an id of its own")
             self._known[command.id] = None
-            while len(self._known) > _KNOWN_IDS:
+            while len(self._known) > KNOWN_IDS:
                 self._known.popitem(last=False)
         self._log("handle", command, now)
         self._advance(now)
@@ -425,9 +276,9 @@ class Director:
         return [MemoryChanged(frames=frames)]
 
     @classmethod
-    def replay(cls, config: DirectorConfig, log: Iterable[Entry]) -> Director:
+    def replay(cls, config: DirectorConfig, log: Iterable[Entry], saved: Saved | None = None) -> Director:
         """The state that a log leads to."""
-        director = cls(config)
+        director = cls(config, saved=saved)
         for entry in log:
             call = getattr(director, entry.call)
             call(entry.now) if entry.argument is None else call(entry.argument, entry.now)
@@ -447,6 +298,16 @@ class Director:
     def busy(self) -> bool:
         """Whether a story is running."""
         return self._story is not None
+
+    @property
+    def dormant(self) -> bool:
+        """Whether the story was taken up again after a restart and nobody has resumed it yet."""
+        return self._story is not None and self._paused == "restarted"
+
+    @property
+    def head(self) -> int | None:
+        """The take in which the story goes on."""
+        return self._takes.head
 
     def scene(self) -> Scene:
         """What a writer should know, pending instructions included."""
@@ -480,9 +341,11 @@ class Director:
             global_caption=story.global_caption if story else "",
             seed=story.seed if story else 0,
             epoch=self._epoch,
-            shots=tuple(self._cards),
+            shots=tuple(self._takes.cards),
+            head=self._takes.head,
+            takes=self._takes.all(),
             pending=(
-                *(Pending(id=i.id, command=i.command.kind, text=i.command.text, at=i.at) for i in waiting),
+                *(Pending(id=i.id, command=i.command.kind, text=i.text, at=i.at) for i in waiting),
                 *(Pending(id=edit.id, command=edit.kind) for edit in edits),
             ),
             memory=self._memory,
@@ -502,6 +365,13 @@ class Director:
                 if instruction := self._find(command.id):
                     self._pending.remove(instruction)
                     self._end(instruction.command, "failed", reason=command.reason)
+                    self._end_if_nothing_comes(command.reason)
+                return
+            case Trouble():
+                self._take_trouble(command.reason, now)
+                return
+            case Located():
+                self._take_located(command, now)
                 return
         self._emit(Accepted(id=command.id, command=command.kind, text=_text(command), at=_at(command)))
         if problem := self._problem(command):
@@ -520,6 +390,8 @@ class Director:
             case Pause() | Resume():
                 self._set_paused("asked" if isinstance(command, Pause) else "", now)
                 self._end(command, "applied", first_frame=math.floor(self._clock.at(now)))
+            case Hide():
+                self._hide(command)
             case Stop():
                 self._end_story("the story was stopped")
                 self._end(command, "applied")
@@ -531,13 +403,15 @@ class Director:
         match command:
             case Start() if self._story is not None:
                 return "the story is running already: cut to a new shot, or stop it first"
-            case Branch() | Retake():
-                return "not yet: stories are not kept so far that one could go back"
-            case Cancel() | Start():
+            case Branch() | Retake() | Undo():
+                return "this story is not kept: there is nothing to go back to"
+            case Cancel() | Start() | Hide():
                 return ""
         if self._story is None:
             return "there is no story yet: start it with its first shot"
         match command:
+            case Resume() if self._trouble:
+                return self._trouble
             case Extend() if self._shot is None:
                 return "there is no shot to extend yet"
             case Extend() | Steer() if self._has_ended():
@@ -587,7 +461,7 @@ class Director:
         assert self._shot is not None
         first = self._shot.num_chunks
         self._shot.num_chunks = min(MAX_CHUNKS, first + command.num_chunks)
-        self._update_card()
+        self._update_takes()
         self._end(command, "applied", shot=self._shot.index, chunk=first)
 
     def _cancel(self, command: Cancel) -> None:
@@ -596,8 +470,7 @@ class Director:
         if instruction is not None:
             self._pending.remove(instruction)
             self._end(instruction.command, "superseded", reason="cancelled")
-            if isinstance(instruction.command, Start):
-                self._end_story("the start was cancelled")
+            self._end_if_nothing_comes("cancelled")
         elif edit is not None:
             self._edits.remove(edit)
             self._end(edit, "superseded", reason="cancelled")
@@ -618,7 +491,14 @@ class Director:
         if self._paused == "unwatched":
             self._set_paused("", now)
 
-    def _set_paused(self, reason: Literal["", "asked", "unwatched"], now: float) -> None:
+    def _take_trouble(self, reason: str, now: float) -> None:
+        self._trouble = reason
+        if reason and self._story is not None:
+            self._set_paused("trouble", now)
+        elif self._paused == "trouble":  # it does not go on by itself: somebody has to look
+            self._set_paused("asked", now)
+
+    def _set_paused(self, reason: Literal["", "asked", "unwatched", "trouble"], now: float) -> None:
         was, self._paused = self._paused, reason
         if reason and not was:
             self._clock.stop(now)
@@ -626,11 +506,16 @@ class Director:
             self._clock.run(now)
 
     def _begin_story(self, command: Start, now: float) -> None:
+        self._enter_story(command.seed, command.global_caption, 0, now)
+        self._takes.begin()
+
+    def _enter_story(self, seed: int, global_caption: str, clock_frame: int, now: float) -> None:
         self._stories += 1
-        self._story = _Story(self._stories, command.seed, command.global_caption)
-        self._clock = StoryClock(self.config.fps, time=now)
-        self._cards, self._memory, self._shot, self._leftover = [], (), None, False
+        self._story = _Story(self._stories, seed, global_caption)
+        self._clock = StoryClock(self.config.fps, frame=clock_frame, end=clock_frame, time=now)
+        self._memory, self._shot, self._leftover = (), None, False
         self._broken, self._paused, self._late_ms = "", "", 0.0
+        self._fresh, self._returning = True, False
         if self._unwatched_since is not None:
             self._unwatched_since = now
 
@@ -647,16 +532,103 @@ class Director:
         for edit in self._edits:
             self._end(edit, "superseded", reason=reason)
         self._pending, self._edits, self._story, self._shot = [], [], None, None
+        self._returning = False
         self._clock.running = False
         self._paused, self._late_ms = "", 0.0
+
+    def _end_if_nothing_comes(self, reason: str) -> None:
+        """A story without a shot ends when its opening does."""
+        making = self._making is not None and not isinstance(self._making.work, EditMemory)
+        if self._shot is None and not making and not any(i.opens for i in self._pending):
+            self._end_story(reason)
+
+    # ---------------------------------------------------------------------------------------------------- going back
+
+    def _restore(self, saved: Saved) -> None:
+        """Take up a kept story, paused, as if everything that was announced had been seen."""
+        self._known = OrderedDict.fromkeys(saved.known_ids)
+        self._sequence, self._epoch = saved.sequence, saved.epoch
+        self._takes = Takes(saved.takes, head=saved.last_node, cards=saved.head.cards if saved.head else ())
+        if saved.head is None:
+            return
+        self._enter_story(saved.head.seed, saved.head.global_caption, saved.head.clock_frame, 0.0)
+        self._paused, self._fresh = "restarted", False
+        self._take_up(saved.head, 0.0)
+        self._status = self._status_now(0.0)
+
+    def _take_located(self, located: Located, now: float) -> None:
+        command, place = located.command, located.place
+        self._emit(Accepted(id=command.id, command=command.kind, text=_text(command)))
+        if place is None:
+            self._end(command, "failed", reason=located.reason)
+        elif len(self._pending) + len(self._edits) >= MAX_PENDING:
+            self._end(command, "failed", reason=f"{MAX_PENDING} commands are pending already: wait for some of them")
+        elif isinstance(place, GoOn):
+            self._go_on(command, place, now)
+        else:
+            self._open_elsewhere(command, place, now)
+
+    def _open_elsewhere(self, command: Branch | Retake | Undo, place: NewShot, now: float) -> None:
+        if self._story is None:
+            self._enter_story(place.seed, place.global_caption, place.clock_frame, now)
+            self._takes.begin()
+        instruction = _Instruction(command, now, place=place)
+        self._pending.append(instruction)
+        if place.caption:  # otherwise it is being written
+            instruction.caption = place.caption
+            self._supersede_before(instruction, now)
+
+    def _go_on(self, command: Branch | Retake | Undo, place: GoOn, now: float) -> None:
+        """Leave what runs and go on with another take; its next chunk will break the clock."""
+        if self._story is None:
+            self._enter_story(place.seed, place.global_caption, place.clock_frame, now)
+        else:
+            self._drop_everything("the story went back")
+            self._stories += 1
+            self._story = _Story(self._stories, place.seed, place.global_caption)
+        self._emit(self._takes.go_to(place))
+        self._take_up(place, now)
+        self._returning = True
+        first = math.floor(self._clock.at(now)) + 1
+        self._end(command, "applied", shot=place.take.shot, chunk=place.take.made_chunks, first_frame=first)
+
+    def _take_up(self, place: GoOn, now: float) -> None:
+        """The running shot is another one; all its frames count as seen."""
+        take, card = place.take, self._takes.cards[-1]
+        shot = _Shot(take.shot, None, place.caption, max(card.num_chunks, take.num_chunks), take.take)
+        shot.steers = list(place.steers)
+        shot.num_made, shot.num_frames = take.made_chunks, place.num_frames
+        shot.start = math.floor(self._clock.at(now)) + 1 - place.num_frames
+        self._shot, self._leftover = shot, False
+
+    def _drop_everything(self, reason: str) -> None:
+        """End what is pending and under way."""
+        making = self._making
+        if making is not None and not isinstance(making.work, EditMemory):
+            making.orphaned = True
+            self._end_all(making.instructions, "superseded", reason)
+            making.instructions = []
+        if self._held is not None:
+            self._drop_held(reason)
+        self._end_all(self._pending, "superseded", reason)
+        self._pending, self._late_ms, self._on_time = [], 0.0, 0
+
+    def _hide(self, command: Hide) -> None:
+        try:
+            changed = self._takes.hide(command.node, command.hidden)
+        except ValueError as error:
+            self._end(command, "failed", reason=str(error))
+            return
+        self._emit(changed)
+        self._end(command, "applied")
 
     # ---------------------------------------------------------------------------------------------------------- work
 
     def _plan(self, now: float) -> _Making | Wait:
         if self._story is None:
             return Wait()
-        if self._edits:
-            return _Making(EditMemory(command=self._edits.pop(0)), now, [], None)
+        if self._edits and not self._trouble:
+            return _Making(self._edit_work(self._edits.pop(0)), now, [], None)
         if self._paused:
             return Wait()
         if (cut := self._waiting_cut()) is not None:
@@ -677,6 +649,11 @@ class Director:
         making.on_demand = not self._clock.running or now - max(begin, self._free_since) > _IDLE
         return making
 
+    def _edit_work(self, command: Memory) -> EditMemory:
+        assert self._story is not None
+        chunk = self._takes.cards[-1].made_chunks if self._takes.cards else 0
+        return EditMemory(story=self._story.number, node=self._takes.head, chunk=chunk, command=command)
+
     def _waiting_cut(self) -> _Instruction | None:
         """A cut that wants to happen at once."""
         return next((i for i in self._pending if i.opens and i.at is None and i.caption is not None), None)
@@ -696,10 +673,8 @@ class Director:
 
     def _begin_at(self, times: deque[float]) -> float:
         """When to begin the next chunk: early enough, but never before the chunk ahead of it is on air."""
-        if not self._clock.running and self._held is None:
-            return -math.inf  # holding: whatever comes is wanted at once
-        if self._held is not None:
-            return -math.inf
+        if not self._clock.running or self._held is not None or self._returning:
+            return -math.inf  # whatever comes is wanted at once
         ahead = self.config.chunk_frames if self._shot and self._shot.num_made > 1 else self.config.first_frames
         lead = min(_quantile(times, 0.95) + self.config.margin_s, ahead / self.config.fps)
         return self._clock.due - lead
@@ -709,11 +684,15 @@ class Director:
         assert cut.caption is not None
         self._pending.remove(cut)
         steers = self._steers_for_opening(cut)
+        if cut.place is not None:
+            return self._plan_elsewhere(cut, cut.place, steers, now)
         index, aired = self._next_index(), self.aired_frames(now, everything=cut.at is not None)
         if not self._leftover:
             self._aired_before = aired
         count = cut.command.num_chunks if isinstance(cut.command, (Start, Cut)) else None
-        shot = _Shot(index, cut, cut.caption, count or self.config.shot_chunks)
+        shot = _Shot(index, cut, cut.caption, count or self.config.shot_chunks, self._takes.next_number())
+        if isinstance(cut.command, Start):
+            shot.take = 0
         for steer in steers:
             _apply_steer(shot, steer)
         work = OpenShot(
@@ -721,10 +700,37 @@ class Director:
             seed=self._story.seed,
             global_caption=self._story.global_caption,
             shot=index,
-            take=0,
+            take=shot.take,
             caption=shot.caption,
             steers=tuple(shot.steers),
             aired_frames=aired,
+            parent=self._takes.head,
+            parent_chunks=self._takes.cards[-1].made_chunks if self._takes.cards else 0,
+            parent_frames=self._aired_before,
+        )
+        return _Making(work, now, [cut, *steers], shot)
+
+    def _plan_elsewhere(self, cut: _Instruction, place: NewShot, steers: list[_Instruction], now: float) -> _Making:
+        """Open a shot at another place of the tree. What runs now stays as it is until that shot is on air."""
+        assert cut.caption is not None
+        self._stories += 1
+        count = place.num_chunks or self.config.shot_chunks
+        shot = _Shot(place.shot, cut, cut.caption, count, place.take, list(place.steers), place.plan)
+        for steer in steers:
+            _apply_steer(shot, steer)
+        work = OpenShot(
+            story=self._stories,
+            seed=place.seed,
+            global_caption=place.global_caption,
+            shot=place.shot,
+            take=place.take,
+            caption=shot.caption,
+            steers=tuple(shot.steers),
+            aired_frames=place.parent_frames,
+            parent=place.parent,
+            parent_chunks=place.parent_chunks,
+            parent_frames=place.parent_frames,
+            like=place.like,
         )
         return _Making(work, now, [cut, *steers], shot)
 
@@ -739,13 +745,26 @@ class Director:
         return []
 
     def _plan_chunk(self, shot: _Shot, now: float) -> _Making:
+        assert self._story is not None
         steers = self._arriving_steers(shot)
         after = replace(shot, steers=list(shot.steers))
+        planned = [plan for plan in shot.plan if plan.chunk == shot.num_made]
+        for plan in planned:
+            after.caption = plan.caption if plan.replaces else after.caption
+            after.steers = list(plan.steers) if plan.replaces else [*after.steers, *plan.steers]
         for steer in steers:
             self._pending.remove(steer)
             _apply_steer(after, steer)
-        work = NextChunk(shot=shot.index, chunk=shot.num_made, caption=after.caption, steers=tuple(after.steers))
-        return _Making(work, now, steers, after)
+        work = NextChunk(
+            story=self._story.number,
+            node=self._takes.head or 0,
+            shot=shot.index,
+            chunk=shot.num_made,
+            caption=after.caption,
+            steers=tuple(after.steers),
+        )
+        repeated = tuple(text for plan in planned for text in (plan.steers or (plan.caption,)))
+        return _Making(work, now, steers, after, planned=repeated)
 
     def _next_index(self) -> int:
         if self._shot is None:
@@ -781,8 +800,7 @@ class Director:
                 self._break(making, result.reason)
             case Refused():
                 self._end_all(making.instructions, "failed", result.reason)
-                if self._shot is None and not any(i.opens for i in self._pending):
-                    self._end_story(result.reason)
+                self._end_if_nothing_comes(result.reason)
             case Abandoned():
                 self._abandoned(making)
 
@@ -801,7 +819,8 @@ class Director:
             self._end_all(making.instructions, "superseded", "another cut came")
         else:
             self._pending[:0] = making.instructions
-        self._shot, self._leftover = making.shot, True
+        if making.instructions[0].place is None:  # otherwise the stream of what runs now is made anew
+            self._shot, self._leftover = making.shot, True
 
     def _drop_held(self, reason: str) -> None:
         held, self._held = self._held, None
@@ -819,17 +838,29 @@ class Director:
         if self._waiting_cut() is not None:
             self._forget_opening(making)
             return
+        if (place := making.instructions[0].place) is not None:
+            assert isinstance(making.work, OpenShot)
+            self._arrive(making.work.story, place)
         self._shot, self._leftover = making.shot, False
         self._shot.num_made, self._shot.num_frames = 1, made.num_frames
         self._held = _Held(now + self._hold_back(making.shot, now), made, making, now)
         self._advance(now)
+
+    def _arrive(self, story: int, place: NewShot) -> None:
+        """The shot at the end of another way is ready: this way is the live one from now on."""
+        self._end_all([i for i in self._pending if i.at is not None], "superseded", "the story went back")
+        self._pending = [i for i in self._pending if i.at is None]
+        self._story = _Story(story, place.seed, place.global_caption)
+        self._aired_before, self._returning = place.parent_frames, False
+        self._emit(self._takes.go_to(place))
 
     def _hold_back(self, shot: _Shot, now: float) -> float:
         """Seconds by which the second chunk would come too late, at most what the first chunk lacks of a full one."""
         config, opening = self.config, shot.opened_by
         if shot.num_chunks < 2:
             return 0.0
-        ahead = max(0.0, self._clock.due - now) if opening.at is not None and self._clock.running else 0.0
+        scheduled = opening is not None and opening.at is not None
+        ahead = max(0.0, self._clock.due - now) if scheduled and self._clock.running else 0.0
         shortfall = _quantile(self._chunk_s, 0.95) - config.first_frames / config.fps - ahead
         return max(0.0, min(shortfall, (config.chunk_frames - config.first_frames) / config.fps))
 
@@ -844,34 +875,28 @@ class Director:
         else:
             self._catch_up(now)
             shot.start = self._clock.end
-        self._epoch += shot.start < before or not self._cards
-        self._close_cards(shot.start)
+        self._epoch += shot.start < before or self._fresh
+        self._fresh = self._returning = False
+        self._takes.close(shot.start)
         self._clock.append(held.made.num_frames)
         self._clock.running = not self._paused
         self._fail_left_behind(shot)
-        self._cards.append(_card(shot, held.made))
-        del self._cards[:-_CARDS]
-        self._emit(
-            ShotOpened(
-                shot=shot.index,
-                take=0,
-                start=shot.start,
-                text=opening.command.text,
-                caption=held.made.caption,
-                num_chunks=shot.num_chunks,
-                context=held.made.context,
-                aired_before=self._aired_before,
-                thumbnail=held.made.thumbnail,
-            )
+        opened = ShotOpened(
+            node=self._takes.new_node(),
+            parent=self._takes.head,
+            shot=shot.index,
+            take=shot.take,
+            start=shot.start,
+            text=opening.text,
+            caption=held.made.caption,
+            num_chunks=shot.num_chunks,
+            context=held.made.context,
+            aired_before=self._aired_before,
+            thumbnail=held.made.thumbnail,
         )
+        self._takes.open(opened, held.made)
+        self._emit(opened)
         self._announce(held.making, held.made, shot.start, now, held.ready_at)
-
-    def _close_cards(self, start: int) -> None:
-        """Frames from `start` on belong to a new shot: marks of steers that were never on air go."""
-        if not self._cards:
-            return
-        last = self._cards[-1]
-        self._cards[-1] = replace(last, steers=tuple(mark for mark in last.steers if mark.first_frame < start))
 
     def _fail_left_behind(self, shot: _Shot) -> None:
         """Instructions for chunks of shots that have ended can take effect no more."""
@@ -888,13 +913,24 @@ class Director:
         self._chunk_s.append(now - making.began)
         shot.caption, shot.steers = after.caption, after.steers
         shot.num_made += 1
+        start = self._place_chunk(shot, making, made, now)
         shot.num_frames += made.num_frames
-        self._note_lateness(making, now)
-        self._catch_up(now)
-        start = self._clock.append(made.num_frames)
         self._clock.running = not self._paused
-        self._update_card(making, start)
+        self._update_takes(making, start)
         self._announce(making, made, start, now, now)
+
+    def _place_chunk(self, shot: _Shot, making: _Making, made: Made, now: float) -> int:
+        """Where on the clock a chunk begins: behind the last one, or where the story goes back at once."""
+        if not self._returning:
+            self._note_lateness(making, now)
+            self._catch_up(now)
+            return self._clock.append(made.num_frames)
+        before = self._clock.end
+        start = self._clock.break_at(now)
+        self._epoch += start < before or self._fresh
+        self._fresh = self._returning = False
+        shot.start = start - shot.num_frames
+        return self._clock.append(made.num_frames)
 
     def _catch_up(self, now: float) -> None:
         """Where frames ran out, the clock goes on from there."""
@@ -919,9 +955,10 @@ class Director:
         self._sequence += 1
         self._emit(
             ChunkReady(
+                node=self._takes.head or 0,
                 shot=shot.index,
                 chunk=chunk,
-                take=0,
+                take=shot.take,
                 sequence=self._sequence,
                 epoch=self._epoch,
                 start=start,
@@ -956,17 +993,14 @@ class Director:
         self._end_story(reason)
         self._broken = reason
 
-    def _update_card(self, making: _Making | None = None, start: int = 0) -> None:
-        if not self._cards or self._shot is None or self._leftover or self._held is not None:
+    def _update_takes(self, making: _Making | None = None, start: int = 0) -> None:
+        shot = self._shot
+        if shot is None or self._leftover or self._held is not None:
             return
-        card, shot = self._cards[-1], self._shot
-        marks = (
-            SteerMark(id=i.id, chunk=shot.num_made - 1, first_frame=start, text=i.command.text)
-            for i in (making.instructions if making else ())
-        )
-        self._cards[-1] = replace(
-            card, num_chunks=shot.num_chunks, made_chunks=shot.num_made, steers=(*card.steers, *marks)
-        )
+        texts = [("", text) for text in making.planned] if making else []
+        texts += [(i.id, i.text) for i in making.instructions] if making else []
+        marks = [SteerMark(id=id, chunk=shot.num_made - 1, first_frame=start, text=text) for id, text in texts]
+        self._takes.update(num_chunks=shot.num_chunks, made_chunks=shot.num_made, marks=marks)
 
     # ---------------------------------------------------------------------------------------------------------- time
 
@@ -994,8 +1028,10 @@ class Director:
         """By how much the chunk being waited for is late, if that is worth saying."""
         if not self._clock.running or self._shot is None or self._held is not None:
             return 0.0
-        opening = self._waiting_cut() is not None or (
-            self._making is not None and isinstance(self._making.work, OpenShot)
+        opening = (
+            self._returning
+            or self._waiting_cut() is not None
+            or (self._making is not None and isinstance(self._making.work, OpenShot))
         )
         overdue = (self._clock.raw(now) - self._clock.end) / self.config.fps
         return overdue * 1000 if overdue > (self.config.patience_s if opening else self.config.late_s) else 0.0
@@ -1038,7 +1074,8 @@ class Director:
         if self._story is None:
             return "idle", ""
         if self._paused:
-            return "paused", "nobody is watching" if self._paused == "unwatched" else ""
+            reasons = {"unwatched": "nobody is watching", "restarted": RESTARTED, "trouble": self._trouble}
+            return "paused", reasons.get(self._paused, "")
         if self._is_holding(now):
             return "holding", "waiting for direction"
         if self._late_ms:
@@ -1099,26 +1136,12 @@ def _apply_steer(shot: _Shot, steer: _Instruction) -> None:
         shot.steers = [*shot.steers, steer.caption]
 
 
-def _card(shot: _Shot, made: Made) -> ShotCard:
-    return ShotCard(
-        shot=shot.index,
-        take=0,
-        start=shot.start,
-        text=shot.opened_by.command.text,
-        caption=made.caption,
-        num_chunks=shot.num_chunks,
-        made_chunks=1,
-        context=made.context,
-        thumbnail=made.thumbnail,
-    )
-
-
 def _text(command: Command) -> str:
-    return command.text if isinstance(command, (Start, Cut, Steer)) else ""
+    return command.text if isinstance(command, (Start, Cut, Steer, Branch)) else ""
 
 
 def _at(command: Command) -> At | None:
-    return command.at if isinstance(command, (Cut, Steer, Branch)) else None
+    return command.at if isinstance(command, (Cut, Steer)) else None
 
 
 def _quantile(values: Iterable[float], quantile: float) -> float:

@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 from shotstream.engine.barcode import Barcode, barcode_height, caption_hash, draw_barcode
 from shotstream.engine.memory import MemoryFrame
 from shotstream.engine.rollout import ChunkAbandoned, Context
-from shotstream.engine.stream import Applied, Chunk, Engine, ShotMaker, Stream, Timings, _RunningShot
+from shotstream.engine.stream import Applied, Chunk, Engine, KeptChunk, ShotMaker, Stream, Timings, _RunningShot
+from shotstream.models.dit import CaptionKV
 from shotstream.presets import STORYWORLD, Preset
 
 FAKE = replace(STORYWORLD, name="fake", files={})
@@ -57,6 +58,10 @@ class FakeEngine(Engine):
         return FakeStream(
             self, seed=seed, global_caption=global_caption, first_shot=first_shot, story=next(self._stories)
         )
+
+    def caption_kv(self, caption: str) -> CaptionKV:
+        """Captions are only drawn."""
+        return CaptionKV((), ())
 
     def check_caption(self, caption: str) -> None:
         """A word counts as a token. Raises ValueError if there are more than the preset reads."""
@@ -97,20 +102,14 @@ class FakeStream(Stream):
         self._counter = _Counter()
         return self._counter
 
-    def _open_next(self, timings: Timings) -> list[Applied]:
-        cut = self._cut
-        if cut is None:
-            return []
-        self._remember_running()
-        shot = _RunningShot(self._next_index, cut.take, cut.shot, cut.shot.num_chunks)
-        with timings.measure("context"):
-            shot.context = self.memory.choose(self._compose(shot.shot, shot.shot.steers_at(0), shot.index))
-            time.sleep(self.engine.config.open_ms / 1000)
+    def _begin_shot(self, shot: _RunningShot, caption: str) -> None:
+        time.sleep(self.engine.config.open_ms / 1000)
         self._counter.chunk_index = 0
-        self._running, self._next_index = shot, shot.index + 1
-        if self._cut is cut:
-            self._cut = None
-        return [Applied(kind="cut", caption=shot.shot.caption)]
+
+    def _replay(self, shot: _RunningShot, chunk: KeptChunk) -> NDArray[np.uint8]:
+        frames = self._draw(shot, self._counter.chunk_index, chunk.caption)
+        self._counter.chunk_index += 1
+        return frames
 
     def _make_chunk(self, shot: _RunningShot, applied: tuple[Applied, ...], timings: Timings) -> Chunk:
         index = self.chunk_index

@@ -141,6 +141,15 @@ class ShotMemory:
         )
         self._thin()
 
+    def recall(self, frames: Sequence[MemoryFrame]) -> None:
+        """Take over a finished shot of which only these frames are left: what `kept` gave right after `add_shown`."""
+        self._shots.append({frame.id[1]: frame for frame in frames})
+        self._thin()
+
+    def kept(self, shot: int) -> tuple[MemoryFrame, ...]:
+        """What is kept of a finished shot."""
+        return tuple(self._shots[shot].values()) if 0 <= shot < self.num_shots else ()
+
     def _asked_for(self, num_shots: int, last: int) -> list[int]:
         """Frames of a shot that ends with frame `last` that any allotment for `num_shots` or more shots names."""
         counts = {count for n in range(num_shots, self.capacity + 1) for count in allocate_context(n, self.capacity)}
@@ -185,6 +194,10 @@ class ShotMemory:
         self._pictures += 1
         self._pinned[id] = MemoryFrame(id=id, pixels=pixels_HWC, caption=caption, reason="picture")
         return id
+
+    def pinned(self, id: FrameId) -> MemoryFrame:
+        """A pinned frame, or a picture of the user's own."""
+        return self._pinned[id]
 
     def _find(self, id: FrameId) -> MemoryFrame:
         if id in self._pinned:

@@ -140,20 +140,46 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Branch:
-    """Go on from another point of the story. Answers `failed` until stories are durable."""
+    """Go back to a point of the story and go on from there; what came after stays as another branch of its tree."""
 
     kind: ClassVar[str] = "branch"
     id: str = text_field(MAX_ID)
-    at: At
+    node: int = number_field(1, MAX_COUNT)
+    """The take to go back to."""
+    chunk: int | None = number_field(0, MAX_COUNT, optional=True)
+    """How many of its chunks are kept; none: all that were made. 0 with `text` puts another shot in its place."""
+    text: str = text_field(MAX_TEXT, "")
+    """Of the new shot that is opened there; empty: the take itself goes on, as if nothing had been said since."""
+    num_chunks: int | None = number_field(1, 1000, optional=True)
+    """Length of the new shot; none: the preset's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retake:
-    """Make a shot again with other noise. Answers `failed` until stories are durable."""
+    """Make a shot again with other noise: its own captions, its steers at the same chunks, the next take number."""
 
     kind: ClassVar[str] = "retake"
     id: str = text_field(MAX_ID)
-    shot: int = number_field(0, MAX_COUNT)
+    node: int = number_field(1, MAX_COUNT)
+    """The take to make again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Undo:
+    """Go back to just before the newest cut or steer of the live path."""
+
+    kind: ClassVar[str] = "undo"
+    id: str = text_field(MAX_ID)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hide:
+    """Hide a take, and what follows it, from the tree, or show it again. Frames that are remembered stay."""
+
+    kind: ClassVar[str] = "hide"
+    id: str = text_field(MAX_ID)
+    node: int = number_field(1, MAX_COUNT)
+    hidden: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +192,7 @@ class Cancel:
     """Its id."""
 
 
-Command = Start | Cut | Steer | Extend | Pause | Resume | Stop | Memory | Branch | Retake | Cancel
+Command = Start | Cut | Steer | Extend | Pause | Resume | Stop | Memory | Branch | Retake | Undo | Hide | Cancel
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -227,6 +253,10 @@ class ShotOpened:
     """A new shot is on air."""
 
     kind: ClassVar[str] = "shot_opened"
+    node: int
+    """Of the story's tree: this take of this shot."""
+    parent: int | None
+    """The take it follows; none: it begins the story."""
     shot: int
     take: int
     start: int
@@ -249,6 +279,7 @@ class ChunkReady:
     """A chunk is on its way to the screen. Its media message has the same sequence number."""
 
     kind: ClassVar[str] = "chunk"
+    node: int
     shot: int
     chunk: int
     take: int
@@ -303,6 +334,7 @@ class Status:
 class ShotCard:
     """One shot of the story so far."""
 
+    node: int
     shot: int
     take: int
     start: int
@@ -326,6 +358,46 @@ class SteerMark:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Take:
+    """A node of the story's tree: one take of one shot."""
+
+    node: int
+    parent: int | None
+    """The take it follows; none: it begins a story."""
+    parent_frames: int | None = None
+    """How many frames of the parent are part of the story that leads here."""
+    origin: int | None = None
+    """The take whose first chunks it shares: it was left there and goes on differently."""
+    shot: int
+    take: int
+    text: str
+    """As the person wrote it."""
+    caption: str
+    """Of its first chunk."""
+    num_chunks: int
+    made_chunks: int
+    hidden: bool = False
+    live: bool = False
+    """Whether it is on the way from the story's beginning to its newest shot."""
+    thumbnail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TreeChanged:
+    """The story went back to a branch of its tree, or takes were hidden or shown."""
+
+    kind: ClassVar[str] = "tree"
+    head: int | None
+    """The take in which the story goes on; none: at its beginning."""
+    takes: tuple[Take, ...] = ()
+    """Those that are new or changed, but for `live`."""
+    shots: tuple[ShotCard, ...] | None = None
+    """The shots that lead to `head`, itself included, if they are others than before."""
+    opening: bool = False
+    """A `shot_opened` follows, after `head`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pending:
     """A command that has not ended yet."""
 
@@ -344,9 +416,13 @@ class StorySnapshot:
     seed: int = 0
     epoch: int = 0
     shots: tuple[ShotCard, ...] = ()
-    """The newest ones, oldest first."""
+    """The newest ones of the live path, oldest first."""
+    head: int | None = None
+    """The take in which the story goes on."""
+    takes: tuple[Take, ...] = ()
+    """The whole tree, in the order in which it was made."""
     pending: tuple[Pending, ...] = ()
     memory: tuple[RememberedFrame, ...] = ()
 
 
-Event = Accepted | Ended | ShotOpened | ChunkReady | MemoryChanged | Status
+Event = Accepted | Ended | ShotOpened | ChunkReady | TreeChanged | MemoryChanged | Status

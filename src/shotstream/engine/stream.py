@@ -91,6 +91,32 @@ class Chunk:
     timings: Timings
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeptChunk:
+    """A finished chunk, as far as going on after it needs it."""
+
+    latent: Tensor
+    """[1, 3, C, h, w] float32."""
+    caption: str
+    """In force, exactly as the text encoder saw it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptShot:
+    """A shot to be taken up again after its last chunk."""
+
+    index: int
+    take: int
+    caption: str
+    steers: tuple[str, ...]
+    """In force at its last chunk."""
+    num_chunks: int
+    context: tuple[MemoryFrame, ...]
+    """The frames it remembers."""
+    chunks: Sequence[KeptChunk]
+    """At least one."""
+
+
 class Engine:
     """One loaded model. Streams share it; nothing in it changes while they run, apart from a cache of captions."""
 
@@ -246,6 +272,20 @@ class Stream:
         self.engine.check_caption(self._compose(shot, steers, self._running.index))
         self._running.shot, self._running.steers = shot, list(steers)
 
+    def reopen(self, kept: KeptShot) -> None:
+        """Take up a shot where it was left; its next chunks are those that it would have had.
+
+        Caches and decoder are filled from its latents, each with the caption of its own. The memory must hold the shots
+        before it, as it did when the shot was opened. Only for a stream that has no shot yet.
+        """
+        assert self._running is None, "a stream takes up one shot"
+        plan = Shot(caption=kept.caption, num_chunks=kept.num_chunks)
+        shot = _RunningShot(kept.index, kept.take, plan, kept.num_chunks, kept.context, list(kept.steers))
+        self._begin_shot(shot, kept.chunks[0].caption)
+        for chunk in kept.chunks:
+            shot.shown.add(self._replay(shot, chunk), chunk.caption)
+        self._running, self._next_index = shot, shot.index + 1
+
     def pin(self, id: FrameId) -> None:
         """Remember a frame at every following cut; it may be of the running shot. Raises ValueError if it is gone."""
         running = self._running
@@ -333,13 +373,24 @@ class Stream:
             self.engine.caption_kv(caption)
         with timings.measure("context"):
             shot.context = self.memory.choose(caption)
-            self._maker.open_shot(self._context(shot, caption))
-            self._decoder = self.engine.codec.new_decoder_state(1)
+            self._begin_shot(shot, caption)
         # Only now: had choosing or encoding failed, the cut would still be pending. A newer cut stays pending.
         self._running, self._next_index = shot, shot.index + 1
         if self._cut is cut:
             self._cut = None
         return [Applied(kind="cut", caption=shot.shot.caption)]
+
+    def _begin_shot(self, shot: _RunningShot, caption: str) -> None:
+        """Fill the global cache with what the shot remembers; its caption when it is opened is `caption`."""
+        self._maker.open_shot(self._context(shot, caption))
+        self._decoder = self.engine.codec.new_decoder_state(1)
+
+    def _replay(self, shot: _RunningShot, chunk: KeptChunk) -> npt.NDArray[np.uint8]:
+        """Commit a finished chunk; returns its frames."""
+        latent = chunk.latent.to(self.engine.model.device)
+        self._rollout.restore_chunk(latent, self.engine.caption_kv(chunk.caption))
+        frames: npt.NDArray[np.uint8] = self.engine.codec.decode_chunk(latent, self._decoder)[0].cpu().numpy()
+        return frames
 
     def _remember_running(self) -> None:
         aired = self._cut.aired_frames if self._cut is not None else None
@@ -445,6 +496,9 @@ class TeacherStream(Stream):
 
     def steer(self, caption: str) -> None:
         raise ValueError("the teacher makes a shot as a whole: give its steers with the cut, or use the student")
+
+    def reopen(self, kept: KeptShot) -> None:
+        raise ValueError("the teacher makes a shot as a whole: it cannot go on with one, use the student")
 
     def _new_maker(self) -> ShotMaker:
         preset = self.engine.preset

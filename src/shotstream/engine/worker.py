@@ -3,6 +3,9 @@
 Everybody else only ever calls `submit`, `poll` and `take`, which return at once. The thread owns the stream, never
 awaits anything but its next work, and gives up a chunk between two denoise passes when the director no longer wants it.
 What it makes depends on which instructions fell before which chunk, not on when exactly they came.
+
+Log, then announce: what happened is given to the archive first, and nobody hears of it before it is kept. Where it
+cannot be, everything waits, the story pauses, and `trouble` says why.
 """
 
 from __future__ import annotations
@@ -11,34 +14,51 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shotstream.engine.director import (
-    MAX_CHUNKS,
+from shotstream.engine.archive import Archive, ArchiveError, Batch, ChunkData, MemoryEdit, OpeningData, Past
+from shotstream.engine.direction import (
     Abandoned,
     Broken,
-    Director,
     DirectorConfig,
     Edited,
     EditMemory,
     Entry,
     Input,
+    Located,
     Made,
     NextChunk,
+    NotWritten,
     OpenShot,
+    Place,
     Refused,
     Result,
     Scene,
+    Trouble,
+    Viewers,
     Wait,
     Work,
+    Written,
 )
+from shotstream.engine.director import MAX_CHUNKS, Director
 from shotstream.engine.memory import MemoryFrame
-from shotstream.engine.messages import ChunkReady, Event, Memory, RememberedFrame, StorySnapshot
+from shotstream.engine.messages import (
+    Branch,
+    ChunkReady,
+    Command,
+    Ended,
+    Event,
+    RememberedFrame,
+    Retake,
+    ShotOpened,
+    StorySnapshot,
+    Undo,
+)
 from shotstream.engine.pictures import read_picture, thumbnail
 from shotstream.engine.rollout import ChunkAbandoned
 from shotstream.engine.stream import Chunk, Engine, Stream
@@ -50,6 +70,9 @@ log = logging.getLogger(__name__)
 Encode = Callable[[NDArray[np.uint8]], bytes]
 """uint8 [T, H, W, 3] -> one media fragment."""
 
+_AT_HAND = 4
+RETRY_S = 1.0
+"""How often keeping is tried again while it fails."""
 MAX_WAITING_CHUNKS = 4
 """So many chunks may lie in the outbox; beyond that the engine waits for somebody to take them."""
 
@@ -60,6 +83,8 @@ class Delivery:
 
     event: Event
     media: bytes = b""
+    seq: int = 0
+    """Counts the story's events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +109,23 @@ class Worker:
         wake: Callable[[], None],
         turn: threading.Lock | None = None,
         record: Callable[[Entry], None] | None = None,
+        archive: Archive | None = None,
+        reached: Callable[[str], None] = lambda point: None,
     ) -> None:
         """Args: wake is called, from any thread, when there is something to `take`; it must return at once.
         turn: stories of one engine share it, so that they take turns.
         record: is told every call of the director that counts (see `Director.replay`).
+        archive: keeps the story; one that was kept before goes on, paused. None: nothing is kept.
+        reached: is told named points of the work, for tests that end the process there.
         """
         self._engine, self._writer, self._encode, self._wake = engine, writer, encode, wake
-        self._director = Director(config, record=record)
+        self._archive, self._reached = archive, reached
+        self._director = Director(config, record=record, saved=archive.load() if archive else None)
+        self._unsaved: deque[Batch] = deque()
+        self._retry_at = 0.0
+        self.trouble = ""
+        """Why nothing can be kept at present, and what to do."""
+        self._seq = 0
         self._turn = turn or threading.Lock()
         self._changed = threading.Condition()
         self._unwanted = threading.Event()
@@ -100,7 +135,10 @@ class Worker:
         self._stream: Stream | None = None
         self._story = 0
         self._in_force: tuple[str, tuple[str, ...]] = ("", ())
-        self._first_media = self._media = b""
+        self._openings: dict[int, OpeningData] = {}
+        self._chunks: dict[tuple[int, int], ChunkData] = {}
+        """Made, and perhaps not announced yet: the newest few."""
+        self._memory_edit: MemoryEdit | None = None
         self._encode_s: deque[float] = deque(maxlen=32)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -118,16 +156,29 @@ class Worker:
     # ------------------------------------------------------------------------------------------- for all other threads
 
     def submit(self, command: Input) -> None:
-        """Hand a command to the director. Raises ValueError for an id that was used before."""
+        """Hand a command to the director.
+
+        Raises ValueError for an id that was used before, ArchiveError while nothing can be kept.
+        """
         with self._changed:
-            self._put(self._director.handle(command, time.monotonic()))
+            if isinstance(command, (Written, NotWritten, Viewers, Trouble, Located)):
+                self._put(self._director.handle(command, time.monotonic()))
+            else:
+                self._submit(command)
             self._interrupt_if_unwanted()
 
     def poll(self) -> None:
         """Let the director notice that time has passed. Call it a few times a second."""
         with self._changed:
+            if self._unsaved and time.monotonic() >= self._retry_at:
+                self._save()
             self._put(self._director.poll(time.monotonic()))
             self._interrupt_if_unwanted()
+
+    def say(self, events: Sequence[Event]) -> None:
+        """Announce what somebody else did, in its turn."""
+        with self._changed:
+            self._put(list(events))
 
     def take(self) -> list[Delivery]:
         """Everything that happened since the last time, in order."""
@@ -152,6 +203,11 @@ class Worker:
     def busy(self) -> bool:
         """Whether a story is running."""
         return self._director.busy
+
+    @property
+    def dormant(self) -> bool:
+        """Whether its story was kept from before and nobody has resumed it yet."""
+        return self._director.dormant
 
     @property
     def late_chunks(self) -> int:
@@ -183,7 +239,8 @@ class Worker:
         with self._changed:
             while not self._closed:
                 now = time.monotonic()
-                work = self._director.next_work(now) if self._waiting_chunks < MAX_WAITING_CHUNKS else Wait()
+                held_up = self._unsaved or self._waiting_chunks >= MAX_WAITING_CHUNKS
+                work = Wait() if held_up else self._director.next_work(now)
                 if not isinstance(work, Wait):
                     self._unwanted.clear()
                     return work
@@ -197,7 +254,7 @@ class Worker:
                 return self._perform(work)
         except ChunkAbandoned:
             return Abandoned()
-        except ValueError as error:
+        except (ValueError, ArchiveError) as error:
             return Refused(reason=str(error))
         except Exception as error:
             # The last frame of the thread: whatever goes wrong in a model must reach the people who watch.
@@ -211,23 +268,29 @@ class Worker:
             case NextChunk():
                 return self._next(work)
             case EditMemory():
-                self._edit(work.command)
+                self._edit(work)
                 return Edited()
         assert_never(work)
 
     def _open(self, work: OpenShot) -> Made:
+        aired = work.aired_frames
         if self._stream is None or work.story != self._story:
-            self._stream = self._engine.stream(seed=work.seed, global_caption=work.global_caption)
-            self._stream.keep_going = lambda: not self._unwanted.is_set()
-            self._story = work.story
+            self._begin(work)
+            aired = work.parent_frames
+        assert self._stream is not None
+        self._reached("cut")
         fitted = self._writer.fit(self._scene(work))
         steers = [Steer(chunk=0, caption=caption) for caption in fitted.steers]
-        self._stream.cut(
-            fitted.caption, num_chunks=MAX_CHUNKS, steers=steers, take=work.take, aired_frames=work.aired_frames
-        )
+        self._stream.cut(fitted.caption, num_chunks=MAX_CHUNKS, steers=steers, take=work.take, aired_frames=aired)
         chunk = next(self._stream)
         self._in_force = (work.caption, work.steers)
-        self._first_media = self._encoded(chunk)
+        self._openings[work.shot] = OpeningData(
+            seed=work.seed,
+            global_caption=work.global_caption,
+            context=chunk.context,
+            kept=self._stream.memory.kept(work.shot - 1),
+        )
+        self._keep_at_hand(work.shot, 0, chunk, work)
         return Made(
             num_frames=len(chunk.frames),
             caption=chunk.caption,
@@ -237,6 +300,8 @@ class Worker:
         )
 
     def _next(self, work: NextChunk) -> Made:
+        if self._stream is None or work.story != self._story:
+            self._take_up(work.story, work.node, work.chunk)
         assert self._stream is not None
         left_out: tuple[str, ...] = ()
         if (work.caption, work.steers) != self._in_force:
@@ -244,34 +309,78 @@ class Worker:
             self._stream.rewrite(fitted.caption, fitted.steers)
             self._in_force, left_out = (work.caption, work.steers), fitted.left_out
         chunk = next(self._stream)
-        self._media = self._encoded(chunk)
+        self._keep_at_hand(work.shot, work.chunk, chunk, work)
         return Made(num_frames=len(chunk.frames), caption=chunk.caption, left_out=left_out)
+
+    def _begin(self, work: OpenShot) -> None:
+        """A stream in which this shot can be opened."""
+        if work.like is not None:
+            self._reached("retake")
+            self._take_up(work.story, work.parent, work.parent_chunks, like=work.like)
+        elif work.parent is not None:
+            self._take_up(work.story, work.parent, work.parent_chunks)
+        else:
+            self._new_stream(work.story, work.seed, work.global_caption)
+
+    def _new_stream(self, story: int, seed: int, global_caption: str, first_shot: int = 0) -> Stream:
+        self._stream = stream = self._engine.stream(seed=seed, global_caption=global_caption, first_shot=first_shot)
+        stream.keep_going = lambda: not self._unwanted.is_set()
+        self._story = story
+        return stream
+
+    def _take_up(self, story: int, node: int | None, num_chunks: int, *, like: int | None = None) -> None:
+        """A stream that goes on where a kept take was after so many chunks."""
+        if self._archive is None:
+            raise ArchiveError("this story is not kept: there is nothing to go on with")
+        self._stream = None  # should anything be missing, the one that there was cannot be gone on with either
+        past = self._archive.past(node, num_chunks, like=like)
+        stream = self._new_stream(story, past.seed, past.global_caption, first_shot=len(past.shots))
+        self._story, self._stream = story, None
+        _remember(stream, past)
+        if past.running is not None:
+            running = past.running
+            scene = Scene(global_caption=past.global_caption, caption=running.caption, steers=running.steers)
+            fitted = self._writer.fit(scene)
+            stream.reopen(replace(running, caption=fitted.caption, steers=fitted.steers))
+            self._in_force = (running.caption, running.steers)
+        self._stream = stream
 
     def _scene(self, work: OpenShot | NextChunk) -> Scene:
         assert self._stream is not None
         return Scene(global_caption=self._stream.global_caption, caption=work.caption, steers=work.steers)
 
-    def _encoded(self, chunk: Chunk) -> bytes:
+    def _keep_at_hand(self, shot: int, index: int, chunk: Chunk, work: OpenShot | NextChunk) -> None:
         start = time.monotonic()
         media = self._encode(chunk.frames)
         self._encode_s.append(time.monotonic() - start)
-        return media
+        latent = chunk.latent[0].float().cpu().numpy()
+        data = ChunkData(caption=work.caption, steers=work.steers, latent=latent, media=media)
+        self._chunks.pop((shot, index), None)
+        self._chunks[shot, index] = data
+        for old in list(self._chunks)[:-_AT_HAND]:
+            del self._chunks[old]
+        for gone in [number for number in self._openings if all(number != key[0] for key in self._chunks)]:
+            del self._openings[gone]
 
-    def _edit(self, command: Memory) -> None:
+    def _edit(self, work: EditMemory) -> None:
+        if (self._stream is None or work.story != self._story) and work.node is not None:
+            self._take_up(work.story, work.node, work.chunk)
         if self._stream is None:
             raise ValueError("nothing is remembered yet: wait for the first shot")
+        command, memory = work.command, self._stream.memory
         if command.action == "add":
             preset = self._engine.preset
             pixels = read_picture(command.picture, width=preset.width, height=preset.height)
             self._engine.check_caption(command.caption)
-            self._stream.memory.add_picture(pixels, command.caption)
-            return
-        assert command.frame is not None
-        id = (command.frame.shot, command.frame.frame)
-        if command.action == "pin":
-            self._stream.pin(id)
+            id = memory.add_picture(pixels, command.caption)
         else:
-            self._stream.forget(id)
+            assert command.frame is not None
+            id = (command.frame.shot, command.frame.frame)
+            (self._stream.pin if command.action == "pin" else self._stream.forget)(id)
+        frame = None if command.action == "remove" else memory.pinned(id)
+        self._memory_edit = MemoryEdit(
+            command=command.id, node=work.node, chunk=work.chunk, action=command.action, id=id, frame=frame
+        )
 
     def _announce_memory(self, work: Work) -> None:
         """After a first chunk, every third one, and an edit: what a cut now would remember."""
@@ -285,16 +394,72 @@ class Worker:
 
     # --------------------------------------------------------------------------------------------- with the lock held
 
-    def _put(self, events: list[Event]) -> None:
-        for event in events:
-            media = b""
-            if isinstance(event, ChunkReady):
-                media = self._first_media if event.chunk == 0 else self._media
-                self._waiting_chunks += 1
-            self._outbox.append(Delivery(event, media))
-        if events:
-            self._changed.notify_all()
-            self._wake()
+    def _submit(self, command: Command) -> None:
+        if self._unsaved:
+            self._save()
+        if self.trouble:
+            raise ArchiveError(self.trouble)
+        wanted = self._locate(command) if isinstance(command, (Branch, Retake, Undo)) else command
+        self._put(self._director.handle(wanted, time.monotonic()), command)
+
+    def _locate(self, command: Branch | Retake | Undo) -> Located:
+        place: Place | None = None
+        reason = "this story is not kept: there is nothing to go back to"
+        if self._archive is not None:
+            try:
+                place = self._archive.locate(command, self._director.head)
+            except (ValueError, ArchiveError) as error:
+                reason = str(error)
+        return Located(command=command, place=place, reason=reason)
+
+    def _put(self, events: list[Event], command: Command | None = None) -> None:
+        """Keep events, then announce them."""
+        if not events:
+            return
+        ready = {(e.shot, e.chunk): self._chunks[e.shot, e.chunk] for e in events if isinstance(e, ChunkReady)}
+        opened = {e.shot: self._openings[e.shot] for e in events if isinstance(e, ShotOpened)}
+        self._waiting_chunks += len(ready)
+        edit = self._memory_edit
+        if edit is not None and not any(isinstance(e, Ended) and e.id == edit.command for e in events):
+            edit = None
+        self._unsaved.append(Batch(events=events, command=command, openings=opened, chunks=ready, edit=edit))
+        if len(self._unsaved) == 1:
+            self._save()
+
+    def _save(self) -> None:
+        """Announce what waits, in order, as far as it can be kept."""
+        while self._unsaved:
+            batch = self._unsaved[0]
+            try:
+                first = self._archive.record(batch) if self._archive else self._seq + 1
+            except ArchiveError as error:
+                self._stop_for(str(error))
+                return
+            self._unsaved.popleft()
+            self._announce(batch.events, first, batch.chunks)
+        if self.trouble:
+            self.trouble = ""
+            self._put(self._director.handle(Trouble(reason=""), time.monotonic()))
+
+    def _stop_for(self, reason: str) -> None:
+        """Nothing can be kept: say so, without keeping it, and make nothing until it can."""
+        self._retry_at = time.monotonic() + RETRY_S
+        if reason == self.trouble:
+            return
+        log.error("the story is paused: %s", reason)
+        self.trouble = reason
+        events = self._director.handle(Trouble(reason=reason), time.monotonic())
+        assert self._archive is not None
+        self._announce(events, self._archive.number(events), {})
+
+    def _announce(self, events: Sequence[Event], first: int, chunks: Mapping[tuple[int, int], ChunkData]) -> None:
+        self._reached("before-announce")
+        for seq, event in enumerate(events, start=first):
+            media = chunks[event.shot, event.chunk].media if isinstance(event, ChunkReady) else b""
+            self._outbox.append(Delivery(event, media, seq))
+        self._seq = first + len(events) - 1
+        self._changed.notify_all()
+        self._wake()
 
     def _interrupt_if_unwanted(self) -> None:
         if self._director.unwanted:
@@ -316,6 +481,21 @@ def _timed(stream: Stream, encode: Encode) -> float:
     start = time.monotonic()
     encode(next(stream).frames)
     return time.monotonic() - start
+
+
+def _remember(stream: Stream, past: Past) -> None:
+    """Fill a new stream's memory."""
+    for frames in past.shots:
+        stream.memory.recall(frames)
+    for edit in past.edits:
+        if edit.action == "remove":
+            stream.memory.forget_frame(edit.id)
+        elif edit.frame is None:
+            continue
+        elif edit.action == "pin":
+            stream.memory.pin_frame(edit.frame)
+        else:
+            stream.memory.add_picture(edit.frame.pixels, edit.frame.caption)
 
 
 def _remembered(frames: tuple[MemoryFrame, ...]) -> tuple[RememberedFrame, ...]:

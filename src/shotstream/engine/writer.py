@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from shotstream.engine.director import Scene
+from shotstream.engine.direction import Scene
 from shotstream.story import CaptionStyle, compose_caption
 
 WriterName = Literal["passthrough", "template", "openai"]

@@ -63,6 +63,8 @@ class Take:
     """Whether steers are given."""
     remember: bool = True
     num_chunks: int = NUM_CHUNKS
+    last_chunks: int | None = None
+    """Chunks of the last shot that are made; None is all."""
 
 
 def film(engine: Engine, story: WorldStory, take: Take) -> list[FilmedShot]:
@@ -74,12 +76,15 @@ def film(engine: Engine, story: WorldStory, take: Take) -> list[FilmedShot]:
     for shot in take.given:
         stream.memory.add_shot(shot.frames, shot.frame_captions)
     last = len(story.shots) - 1 if take.last_shot is None else take.last_shot
-    filmed = [film_shot(stream, story.shots[index], take) for index in range(first, last + 1)]
+    filmed = [
+        film_shot(stream, story.shots[index], take, take.last_chunks if index == last else None)
+        for index in range(first, last + 1)
+    ]
     return [*take.given, *filmed]
 
 
-def film_shot(stream: Stream, spec: ShotSpec, take: Take) -> FilmedShot:
-    """Cut to a shot and play it; steers arrive while it plays, as a viewer's would."""
+def film_shot(stream: Stream, spec: ShotSpec, take: Take, stop: int | None = None) -> FilmedShot:
+    """Cut to a shot and play it, up to chunk `stop`; steers arrive while it plays, as a viewer's would."""
     wanted = [
         Steer(chunk=c.chunk, caption=c.caption) for c in spec.steers if take.steered and c.chunk < take.num_chunks
     ]
@@ -87,7 +92,7 @@ def film_shot(stream: Stream, spec: ShotSpec, take: Take) -> FilmedShot:
     began = time.perf_counter()
     stream.cut(spec.caption, num_chunks=take.num_chunks, steers=wanted if ahead else ())
     chunks, captions = [], []
-    for index in range(take.num_chunks):
+    for index in range(take.num_chunks if stop is None else stop):
         for steer in wanted:
             if steer.chunk == index and not ahead:
                 stream.steer(steer.caption)

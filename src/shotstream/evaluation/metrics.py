@@ -6,7 +6,7 @@ Readings of one story resemble one another, so intervals come from drawing whole
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 DRAWS = 1000
 LEVEL = 0.95
+FRECHET_DRAWS = 50
+"""Fewer: each solves an eigenvalue problem."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measure:
-    """A share of 1 with its interval."""
+    """A share of 1, or a mean, with its interval."""
 
     value: float
     low: float
@@ -37,28 +39,72 @@ class Answer:
     story: int
     wanted: str
     read: str
+    shot: int = 0
+    """Number of the shot, from 1; 0 where it does not matter."""
 
     @property
     def right(self) -> bool:
         return self.wanted == self.read
 
+    @property
+    def value(self) -> float:
+        return float(self.right)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Number:
+    """One measurement that is not right or wrong."""
+
+    story: int
+    value: float
+    shot: int = 0
+
 
 @dataclass
 class Tally:
-    """Answers under names, from many stories."""
+    """Answers and numbers under names, from many stories."""
 
     answers: dict[str, list[Answer]] = field(default_factory=dict)
+    numbers: dict[str, list[Number]] = field(default_factory=dict)
 
-    def add(self, name: str, story: int, wanted: str, read: str) -> None:
-        self.answers.setdefault(name, []).append(Answer(story=story, wanted=wanted, read=read))
+    def add(self, name: str, story: int, wanted: str, read: str, *, shot: int = 0) -> None:
+        self.answers.setdefault(name, []).append(Answer(story=story, wanted=wanted, read=read, shot=shot))
+
+    def note(self, name: str, story: int, value: float, *, shot: int = 0) -> None:
+        self.numbers.setdefault(name, []).append(Number(story=story, value=value, shot=shot))
 
     def update(self, other: Tally) -> None:
         for name, answers in other.answers.items():
             self.answers.setdefault(name, []).extend(answers)
+        for name, numbers in other.numbers.items():
+            self.numbers.setdefault(name, []).extend(numbers)
+
+    def of_shots(self, shots: Container[int]) -> Tally:
+        """What was told about these shots only."""
+        answers = {name: [a for a in group if a.shot in shots] for name, group in self.answers.items()}
+        numbers = {name: [n for n in group if n.shot in shots] for name, group in self.numbers.items()}
+        return Tally(
+            answers={name: group for name, group in answers.items() if group},
+            numbers={name: group for name, group in numbers.items() if group},
+        )
 
     def measures(self, *, seed: int = 0) -> dict[str, Measure]:
         """One measure per name, in the order of the names."""
-        return {name: share_right(self.answers[name], seed=seed) for name in sorted(self.answers)}
+        shares = {name: share_right(group, seed=seed) for name, group in self.answers.items() if group}
+        means = {
+            name: mean_value([(n.story, n.value) for n in group], seed=seed)
+            for name, group in self.numbers.items()
+            if group
+        }
+        return dict(sorted((shares | means).items()))
+
+    def per_story(self) -> dict[str, dict[int, float]]:
+        """Name -> story -> mean."""
+        groups: dict[str, dict[int, list[float]]] = {}
+        for name, group in (self.answers | self.numbers).items():
+            for item in group:
+                groups.setdefault(name, {}).setdefault(item.story, []).append(item.value)
+        return {name: {story: float(np.mean(v)) for story, v in stories.items()} for name, stories in groups.items()}
 
 
 def share_right(answers: Sequence[Answer], *, seed: int = 0) -> Measure:
@@ -148,6 +194,88 @@ def sharpness(frames_THWC: NDArray[np.uint8]) -> float:
     return float((across + down) / 2)
 
 
-def of_ceiling(ours: Mapping[str, Measure], ceiling: Mapping[str, Measure]) -> dict[str, float]:
-    """Each measure as a share of what renders through the codec get."""
-    return {name: ours[name].value / ceiling[name].value for name in ours if name in ceiling and ceiling[name].value}
+def of_ceiling(
+    ours: Tally, ceiling: Tally, names: Sequence[str], *, floor: float = 0.05, seed: int = 0
+) -> Measure | None:
+    """Mean over names of our share of right answers as a share of the ceiling's, with its interval over stories.
+
+    Both are drawn again together. Names that either lacks are left out; None if none is left.
+    """
+    names = [name for name in names if ours.answers.get(name) and ceiling.answers.get(name)]
+    stories = sorted({a.story for tally in (ours, ceiling) for name in names for a in tally.answers[name]})
+    if not stories:
+        return None
+    right, asked = (
+        np.stack([_by_story(tally, names, stories, right=which) for tally in (ours, ceiling)])
+        for which in (True, False)
+    )
+
+    def mean_ratio(weights_DS: NDArray[np.float64]) -> NDArray[np.float64]:
+        shares = np.einsum("ds,tsn->tdn", weights_DS, right) / np.maximum(
+            np.einsum("ds,tsn->tdn", weights_DS, asked), 1
+        )
+        ratios: NDArray[np.float64] = (shares[0] / np.maximum(shares[1], floor)).mean(-1)
+        return ratios
+
+    count = len(stories)
+    picked = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(float)
+    low, high = np.quantile(mean_ratio(picked), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    value = float(mean_ratio(np.ones((1, count)))[0])
+    return Measure(value=value, low=float(low), high=float(high), count=int(asked[0].sum()), stories=count)
+
+
+def _by_story(tally: Tally, names: Sequence[str], stories: Sequence[int], *, right: bool) -> NDArray[np.float64]:
+    """[stories, names]: right answers, or all."""
+    rows = {story: row for row, story in enumerate(stories)}
+    counts = np.zeros((len(stories), len(names)))
+    for column, name in enumerate(names):
+        for answer in tally.answers[name]:
+            counts[rows[answer.story], column] += answer.right if right else 1
+    return counts
+
+
+def paired_mean(ours: Mapping[int, float], theirs: Mapping[int, float], *, seed: int = 0) -> Measure | None:
+    """Mean over the stories both tell of our value minus theirs; None if they share none."""
+    shared = sorted(ours.keys() & theirs.keys())
+    return mean_value([(story, ours[story] - theirs[story]) for story in shared], seed=seed) if shared else None
+
+
+def entropy_measure(values: Mapping[int, str], num_classes: int, *, seed: int = 0) -> Measure:
+    """Normalised entropy of one value per story, with its interval. Draws with replacement lose some values, so the
+    interval is that of the draws moved to lie around the value."""
+    stories = list(values.values())
+    value = normalised_entropy(stories, num_classes)
+
+    def drawn(rng: np.random.Generator) -> float:
+        picked = rng.integers(len(stories), size=len(stories))
+        return normalised_entropy([stories[i] for i in picked], num_classes)
+
+    low, high = centred_interval(value, drawn, draws=DRAWS, seed=seed)
+    return Measure(value=value, low=low, high=min(1.0, high), count=len(stories), stories=len(stories))
+
+
+def centred_interval(
+    value: float, draw: Callable[[np.random.Generator], float], *, draws: int, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of a statistic that drawing again shifts: the spread of the draws, put around the value."""
+    rng = np.random.default_rng(seed)
+    values = np.array([draw(rng) for _ in range(draws)])
+    low, high = np.quantile(values - values.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return max(0.0, value + float(low)), max(0.0, value + float(high))
+
+
+def frechet_measure(
+    ours: Mapping[int, NDArray[np.floating]], theirs: Mapping[int, NDArray[np.floating]], *, seed: int = 0
+) -> Measure:
+    """Frechet distance of two sets of features, story -> [N, E], with its interval over stories."""
+    value = frechet_distance(np.concatenate(list(ours.values())), np.concatenate(list(theirs.values())))
+
+    def drawn(rng: np.random.Generator) -> float:
+        mine, yours = (
+            np.concatenate([group[i] for i in rng.choice(list(group), size=len(group))]) for group in (ours, theirs)
+        )
+        return frechet_distance(mine, yours)
+
+    low, high = centred_interval(value, drawn, draws=FRECHET_DRAWS, seed=seed)
+    count = sum(len(part) for part in ours.values())
+    return Measure(value=value, low=low, high=high, count=count, stories=len(ours))

@@ -1,4 +1,9 @@
-"""Results of the suite as JSON for programs and as a table for people."""
+"""Results of the suite: JSON for programs, a report with plots for people.
+
+The JSON holds one object per model (`student`, `teacher`) and `ceiling`, each measure with its interval; the student's
+headlines, shares of 1, at the top; and under MODEL_details how it was measured, `long` stories and drift by shot.
+Shares of single stories lie in a file beside it, so that models can be compared story by story.
+"""
 
 from __future__ import annotations
 
@@ -8,83 +13,212 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from shotstream.evaluation.metrics import Measure, Tally, normalised_entropy
+from shotstream.evaluation.journal import Features, Findings, StoryResult
+from shotstream.evaluation.metrics import (
+    Measure,
+    Tally,
+    entropy_measure,
+    frechet_measure,
+    of_ceiling,
+    paired_mean,
+)
 from shotstream.storyworld.probe import ProbeScores
 from shotstream.storyworld.spec import MARKS
 
 if TYPE_CHECKING:
-    from shotstream.evaluation.suite import StoryResult, SuiteConfig
+    from shotstream.evaluation.suite import SuiteConfig
 
-Part = Literal["ceiling", "following", "memory", "steering"]
-
-HEADLINES = {
-    "hidden_mark_shots_2_4": ("hidden_mark/shot_02", "hidden_mark/shot_03", "hidden_mark/shot_04"),
-    "hidden_mark_shot_12": ("hidden_mark/shot_12",),
-    "layout_recall": ("layout",),
-    "steering_within_2_chunks": ("steering",),
+FOLLOWING = "prompt_following_of_ceiling"
+GROUPS = {
+    f"{FOLLOWING}/character_place_framing": ("said/character", "said/place", "said/framing"),
+    f"{FOLLOWING}/expression_action": ("said/expression", "said/action"),
 }
-"""Key of the results -> tallies that it pools."""
+HEADLINES = (
+    FOLLOWING,
+    "hidden_mark_shots_2_4",
+    "hidden_mark_shot_12",
+    "layout_recall",
+    "steering_within_2_chunks",
+    "shot_cut_accuracy",
+)
+"""Keys at the top of the file, shares of 1."""
+TARGETS: dict[str, tuple[float, float]] = {
+    FOLLOWING: (0.80, 0.92),
+    f"{FOLLOWING}/character_place_framing": (0.90, 0.98),
+    f"{FOLLOWING}/expression_action": (0.65, 0.85),
+    "hidden_mark_shots_2_4": (0.75, 0.92),
+    "hidden_mark_shot_12": (0.65, 0.88),
+    "layout_recall": (0.65, 0.85),
+    "steering_within_2_chunks": (0.70, 0.88),
+    "shot_cut_accuracy": (0.97, 0.99),
+    "no_false_cut": (0.98, 0.995),
+}
+"""Measure -> (what is needed, what is hoped for)."""
+DIFFERENCE_TARGET = (0.05, 0.03)
+"""The student may be this far below its teacher, in the mean over attributes: needed, hoped for."""
+FRECHET = "frechet_distance"
+DRIFT = ("said", "hidden_mark", "layout", "tint", "own_hidden_mark", "sharpness", "no_false_cut", "planned_cut_seen")
+"""What the plots show by shot."""
 
 
-def results(stories: Sequence[StoryResult], scores: ProbeScores, config: SuiteConfig) -> dict[str, Any]:
-    """Everything measured, as plain values: `ceiling`, `model`, headlines (shares of 1), and how it was measured."""
-    ceiling, model = _pooled(s.ceiling for s in stories), _pooled(s.model for s in stories)
-    marks = [answer.read for answer in model.answers.pop("first_mark", [])]
-    ceilings, measures = ceiling.measures(), model.measures()
-    content: dict[str, Any] = {
-        "ceiling": _plain(ceilings),
-        "model": _plain(measures),
-        "prompt_following_of_ceiling": following_of_ceiling(measures, ceilings),
-    }
-    for key, names in HEADLINES.items():
-        answers = [answer for name in names for answer in model.answers.get(name, [])]
-        pooled = Tally(answers={key: answers} if answers else {}).measures()
-        content[key] = pooled[key].value if pooled else None
-        content["model"] |= _plain(pooled)
-    if marks:
-        content["first_mark_entropy"] = normalised_entropy(marks, len(MARKS))
-    content["sharpness"] = {key: float(np.mean(v)) for key, v in _sharpness(stories).items()}
+def results(
+    stories: Sequence[StoryResult], scores: ProbeScores, config: SuiteConfig, *, live: bool = True
+) -> dict[str, Any]:
+    """Everything measured, as plain values: `ceiling` and `model` (of the short stories), headlines, `details` and
+    `per_story`. live: whether one process filmed alone, so that its speed means something."""
+    long = [story for story in stories if story.shots > config.shots]
+    short = [story for story in stories if story.shots <= config.shots] or long
+    ceiling, model = measures_of(short, "ceiling"), measures_of(short, "model")
+    tallies = {which: pooled(short, which) for which in ("ceiling", "model")}
+    model |= relative(tallies["model"], tallies["ceiling"]) | _headlines(stories, short, long)
     frames, seconds = sum(s.frames for s in stories), sum(s.seconds for s in stories)
-    content["frames_per_second"] = frames / seconds if seconds else None
-    content["probe"] = asdict(scores)
-    content["measured"] = circumstances() | {"config": asdict(config)}
-    return content
+    details: dict[str, Any] = {
+        "long": {which: _plain(measures_of(long, which)) for which in ("ceiling", "model")} if long else {},
+        "by_shot": {which: _plain_by_shot(long or short, which) for which in ("ceiling", "model")},
+        "frames_per_second": frames / seconds if seconds and live else None,
+        "probe": asdict(scores),
+        "measured": circumstances() | {"config": asdict(config)},
+    }
+    return {
+        "ceiling": _plain(ceiling),
+        "model": _plain(model),
+        **{name: round(model[name].value, 4) if name in model else None for name in HEADLINES},
+        "details": details,
+        "per_story": _rounded(pooled(short, "model").per_story()),
+    }
 
 
-def following_of_ceiling(model: Mapping[str, Measure], ceiling: Mapping[str, Measure]) -> float | None:
-    """Mean over attributes that captions say, each as a share of its ceiling."""
-    names = [name for name in model if name.startswith("said/") and name in ceiling and ceiling[name].value > 0]
-    return float(np.mean([model[name].value / ceiling[name].value for name in names])) if names else None
+def pooled(stories: Sequence[StoryResult], which: str) -> Tally:
+    tally = Tally()
+    for story in stories:
+        tally.update(_part(story, which).tally)
+    return tally
 
 
-def _pooled(tallies: Iterable[Tally]) -> Tally:
-    pooled = Tally()
-    for tally in tallies:
-        pooled.update(tally)
-    return pooled
+def _part(story: StoryResult, which: str) -> Findings:
+    return story.ceiling if which == "ceiling" else story.model
+
+
+def measures_of(stories: Sequence[StoryResult], which: str) -> dict[str, Measure]:
+    """Everything found in the renders ("ceiling") or in what the model made ("model")."""
+    tally = pooled(stories, which)
+    marks = _first_marks(tally)
+    measures = tally.measures()
+    if marks:
+        measures["first_mark_entropy"] = entropy_measure(marks, len(MARKS))
+    frechet = _frechet(stories, which)
+    return measures | ({FRECHET: frechet} if frechet else {})
+
+
+def _first_marks(tally: Tally) -> dict[int, str]:
+    """Story -> the mark that its first shot was given, as most of its chunks show it."""
+    seen: dict[int, Counter[str]] = {}
+    for answer in tally.answers.pop("first_mark", []):
+        if answer.shot == 1:
+            seen.setdefault(answer.story, Counter())[answer.read] += 1
+    return {story: min(counts, key=lambda v: (-counts[v], v)) for story, counts in seen.items()}
+
+
+def _frechet(stories: Sequence[StoryResult], which: str, shot: int | None = None) -> Measure | None:
+    """Of the model's shots from the renders of the same ones; of the renders, of every second story from the others."""
+    truth = {story.story: _features(story.ceiling, shot) for story in stories}
+    truth = {number: features for number, features in truth.items() if len(features)}
+    made = {story.story: _features(story.model, shot) for story in stories if story.story in truth}
+    made = {number: features for number, features in made.items() if len(features)}
+    if which == "ceiling":
+        numbers = sorted(truth)
+        made, truth = ({n: truth[n] for n in part} for part in (numbers[::2], numbers[1::2]))
+    return frechet_measure(made, truth) if len(made) > 1 and len(truth) > 1 else None
+
+
+def _features(findings: Findings, shot: int | None) -> Features:
+    parts = [values for number, values in findings.features.items() if shot in (None, number)]
+    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+
+def relative(model: Tally, ceiling: Tally) -> dict[str, Measure]:
+    """Following of captions as a share of the ceiling: the mean over attributes, groups, and each attribute."""
+    names = sorted(name for name in model.answers if name.startswith("said/"))
+    asked = {FOLLOWING: names} | {title: list(group) for title, group in GROUPS.items()}
+    asked |= {name.replace("said/", "of_ceiling/"): [name] for name in names}
+    measures = {title: of_ceiling(model, ceiling, group) for title, group in asked.items()}
+    return {title: measure for title, measure in measures.items() if measure}
+
+
+def _headlines(
+    stories: Sequence[StoryResult], short: Sequence[StoryResult], long: Sequence[StoryResult]
+) -> dict[str, Measure]:
+    few, many, everything = (pooled(group, "model").answers for group in (short, long, stories))
+    groups = {
+        "hidden_mark_shots_2_4": [a for a in few.get("hidden_mark", []) if 2 <= a.shot <= 4],
+        "hidden_mark_shot_12": [a for a in many.get("hidden_mark", []) if a.shot == 12],
+        "layout_recall": everything.get("layout", []),
+        "steering_within_2_chunks": few.get("steering", []),
+    }
+    return Tally(answers={name: list(answers) for name, answers in groups.items() if answers}).measures()
+
+
+def by_shot(stories: Sequence[StoryResult], which: str) -> dict[str, dict[int, Measure]]:
+    """Measure -> shot, from 1 -> measure: how everything changes along a story."""
+    tally = pooled(stories, which)
+    tally.answers.pop("first_mark", None)
+    found: dict[str, dict[int, Measure]] = {}
+    for shot in range(1, max((story.shots for story in stories), default=0) + 1):
+        measures = tally.of_shots({shot}).measures()
+        frechet = _frechet(stories, which, shot)
+        for name, measure in (measures | ({FRECHET: frechet} if frechet else {})).items():
+            found.setdefault(name, {})[shot] = measure
+    return found
+
+
+def student_minus_teacher(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Measure]:
+    """Paired differences over the stories that both told: each measure, and the mean over what captions say."""
+    shared = {
+        name: paired_mean(_stories(student[name]), _stories(teacher[name])) for name in student if name in teacher
+    }
+    found = {name: measure for name, measure in shared.items() if measure}
+    names = [name for name in found if name.startswith("said/")]
+    mean = paired_mean(*(_mean_of_attributes(model, names) for model in (student, teacher)))
+    return ({"mean_of_attributes": mean} if mean else {}) | found
+
+
+def _mean_of_attributes(model: Mapping[str, Any], names: Sequence[str]) -> dict[int, float]:
+    values: dict[int, list[float]] = {}
+    for name in names:
+        for story, value in _stories(model[name]).items():
+            values.setdefault(story, []).append(value)
+    return {story: float(np.mean(group)) for story, group in values.items()}
+
+
+def _stories(values: Mapping[Any, float]) -> dict[int, float]:
+    """JSON knows no numbers as keys."""
+    return {int(story): value for story, value in values.items()}
 
 
 def _plain(measures: Mapping[str, Measure]) -> dict[str, Any]:
-    return {
-        name: {key: round(v, 4) if isinstance(v, float) else v for key, v in asdict(measure).items()}
-        for name, measure in measures.items()
-    }
+    return {name: {key: _round(value) for key, value in asdict(measure).items()} for name, measure in measures.items()}
 
 
-def _sharpness(stories: Sequence[StoryResult]) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {}
-    for story in stories:
-        for key, part in story.sharpness.items():
-            values.setdefault(key, []).extend(part)
-    return values
+def _plain_by_shot(stories: Sequence[StoryResult], which: str) -> dict[str, Any]:
+    found = by_shot(stories, which)
+    return {name: _plain({str(shot): measure for shot, measure in shots.items()}) for name, shots in found.items()}
+
+
+def _rounded(table: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
+    return {name: {str(story): _round(value) for story, value in row.items()} for name, row in table.items()}
+
+
+def _round(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def circumstances() -> dict[str, Any]:
@@ -101,51 +235,25 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def write_results(path: Path, model: str, content: dict[str, Any]) -> None:
-    """Put the results of one model into a JSON file, beside those of others, and write the table next to it.
+def write_results(path: Path, model: str, content: Mapping[str, Any]) -> None:
+    """Put the results of one model into a JSON file, beside those of others, and write the report next to it.
 
-    The student's headlines stand at the top of the file, and so does the ceiling.
+    The student's headlines stand at the top of the file. PATH.stories.json gets every story's shares.
     """
+    from shotstream.evaluation.report_text import write_report
+
     before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    own = dict(content)
-    ceiling, measures = own.pop("ceiling"), own.pop("model")
-    merged = before | {model: measures, f"{model}_details": own}
-    if ceiling:
-        merged["ceiling"] = ceiling
+    shares_file = path.with_suffix(".stories.json")
+    shares: dict[str, Any] = json.loads(shares_file.read_text()) if shares_file.is_file() else {}
+    shares[model] = content["per_story"]
+    merged = before | {model: content["model"], f"{model}_details": content["details"]}
+    if content["ceiling"] and (model == "student" or "ceiling" not in before):
+        merged["ceiling"] = content["ceiling"]
     if model == "student":
-        merged |= {key: own[key] for key in ("prompt_following_of_ceiling", *HEADLINES)}
+        merged |= {name: content[name] for name in HEADLINES}
+    if {"student", "teacher"} <= shares.keys():
+        merged["student_minus_teacher"] = _plain(student_minus_teacher(shares["student"], shares["teacher"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(merged, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(merged))
-
-
-def table(content: Mapping[str, Any]) -> str:
-    """Markdown: one row per measure, one column per model, with intervals, ceiling and chance."""
-    models = [name for name in ("student", "teacher") if name in content]
-    ceiling = content.get("ceiling", {})
-    names = sorted({name for model in models for name in content[model]})
-    lines = [
-        f"| measure | {' | '.join(models)} | ceiling | chance | readings |",
-        "|---" * (len(models) + 4) + "|",
-    ]
-    for name in names:
-        rows = [content[model].get(name) for model in models]
-        first = next(row for row in rows if row)
-        cells = [
-            *(_cell(row) for row in rows),
-            _cell(ceiling.get(name)),
-            _percent(first["chance"]),
-            str(first["count"]),
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if not row:
-        return ""
-    return f"{_percent(row['value'])} ({_percent(row['low'])} to {_percent(row['high'])})"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+    shares_file.write_text(json.dumps(shares) + "\n")
+    write_report(path.with_suffix(".md"), merged)

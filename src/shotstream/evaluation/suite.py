@@ -1,100 +1,78 @@
-"""How good is the storyworld model? `shotstream evaluate --suite storyworld --stories 50 -o results.json`
+"""How good is the storyworld model? `shotstream evaluate --suite storyworld --stories 200 --long-stories 50`
 
 Held-out stories are filmed over the live path and read back by the probe, an attribute only where the frames show it
 and where the probe can be trusted. Everything stands beside its ceiling (renders through the codec) and beside chance.
 
-- following: what captions say, left-out defaults, pronouns, by attribute and by shot
-- memory: shot 1 is *rendered* with a mark drawn uniformly, the others are generated; the same without memory, and
-  against the marks of unrelated stories
-- own memory: the same in stories that the model made from the first shot on
+- following: what captions say, left-out defaults, pronouns, cuts, sharpness, and memory in stories of the model's own
+- memory: shot 1 is *rendered* with a mark drawn uniformly, the others are generated
+- forgetful: the same with the memory zeroed
+- unrelated: do two stories with the same captions agree on what no caption says?
 - steering: what a steer asked for is there within two chunks, and is not in the twin of the same seed without it
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from shotstream.engine.stream import Engine
+from shotstream.evaluation import cuts, questions
 from shotstream.evaluation.film import FilmedShot, Take, film, rendered, through_codec, with_uniform_marks
-from shotstream.evaluation.metrics import Answer, Tally, sharpness
-from shotstream.evaluation.report import Part, results, write_results
-from shotstream.evaluation.text_path import said_attributes
+from shotstream.evaluation.journal import Findings, Journal, StoryResult
+from shotstream.evaluation.metrics import Tally, sharpness
+from shotstream.evaluation.readers import ProbeReader, Reader, Reading, Seen
+from shotstream.evaluation.transnet import TransNetCuts
+from shotstream.evaluation.transnet import available as transnet_is_available
 from shotstream.presets import PACKAGE_WEIGHTS
-from shotstream.storyworld import WorldStory, held_out_pairs, sample_story, visible
-from shotstream.storyworld.probe import Probe, ProbeScores, load_probe
+from shotstream.storyworld import WorldStory, sample_story
+from shotstream.storyworld.probe import load_probe
 from shotstream.storyworld.sampler import NUM_CHUNKS
-from shotstream.storyworld.spec import NOBODY
 
 log = logging.getLogger(__name__)
 
+Part = Literal["ceiling", "following", "memory", "forgetful", "unrelated", "steering"]
+PARTS: tuple[Part, ...] = get_args(Part)
 PROBE_FILE = PACKAGE_WEIGHTS / "storyworld" / "probe.safetensors"
-STEER_CHUNKS = 2
-"""A steer has this many chunks to show."""
 LONG_SHOTS = 12
 LONG_SEED = 100_000
 """Added to the seeds of long stories, so that they are stories of their own."""
-MARK_ATTRIBUTES = ("mark", "second_mark")
-PLACE_ATTRIBUTES = ("layout", "tint")
+OTHER_SEED = 1_000_000
+"""Added to the noise seed of an unrelated story."""
 
-Pixels = NDArray[np.uint8]
-Reading = dict[str, str]
-"""Attribute -> value read from one chunk."""
-
-
-class Reader(Protocol):
-    """What the suite needs of a probe."""
-
-    def read(self, shot: FilmedShot) -> list[Reading]:
-        """One reading per chunk."""
-        ...
-
-    def scored(self, attribute: str, framing: str) -> bool:
-        """Whether its readings of the attribute at this framing are to be trusted."""
-        ...
-
-
-class ProbeReader:
-    """The trained probe."""
-
-    def __init__(self, probe: Probe, scores: ProbeScores) -> None:
-        self.probe, self.scores = probe, scores
-
-    def read(self, shot: FilmedShot) -> list[Reading]:
-        first, *others = shot.chunks
-        readings = self.probe.read(torch.from_numpy(first[None]))
-        return readings + (self.probe.read(torch.from_numpy(np.stack(others))) if others else [])
-
-    def scored(self, attribute: str, framing: str) -> bool:
-        return self.scores.scored(attribute, framing)
+CutFinder = Callable[[Any], list[int]]
+Detectors = Mapping[str, CutFinder]
+"""Name -> finder of cuts in uint8 [T, H, W, 3]."""
+EXACT: Detectors = {"": cuts.find_cuts}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteConfig:
     """What is filmed."""
 
-    stories: int = 50
+    stories: int = 200
     shots: int = 4
     long_stories: int = 0
-    """Stories of `LONG_SHOTS` shots, beside the others."""
+    """Stories of `LONG_SHOTS` shots, beside the others: how everything changes along a story."""
     first_seed: int = 0
     """Of the held-out stories."""
     num_chunks: int = NUM_CHUNKS
     seed: int = 0
     """Of the noise."""
-    parts: tuple[Part, ...] = ("ceiling", "following", "memory", "steering")
+    parts: tuple[Part, ...] = PARTS
 
     def __post_init__(self) -> None:
-        if self.stories < 1 or self.shots < 2:
+        if self.stories < 0 or self.long_stories < 0 or not self.stories + self.long_stories or self.shots < 2:
             raise ValueError(f"need at least one story of two shots, got {self.stories} of {self.shots}")
 
     @property
@@ -105,275 +83,245 @@ class SuiteConfig:
         return dict.fromkeys(short, self.shots) | dict.fromkeys(long, LONG_SHOTS)
 
 
-@dataclass
-class StoryResult:
-    """Everything measured on one story."""
-
-    story: int
-    ceiling: Tally = field(default_factory=Tally)
-    model: Tally = field(default_factory=Tally)
-    sharpness: dict[str, list[float]] = field(default_factory=dict)
-    frames: int = 0
-    seconds: float = 0.0
-
-
-def evaluate_story(engine: Engine, reader: Reader, number: int, config: SuiteConfig) -> StoryResult:
+def evaluate_story(
+    engine: Engine, reader: Reader, number: int, config: SuiteConfig, detectors: Detectors = EXACT
+) -> StoryResult:
     """Film one held-out story in all ways and read it back."""
     story = sample_story(number, num_shots=config.lengths[number], split="heldout")
     story = with_uniform_marks(story, np.random.default_rng([number, 1]))
-    result = StoryResult(story=number)
-    renders = _renders(engine, story, config)
+    result = StoryResult(story=number, shots=len(story.shots))
+    filming = _Filming(engine, reader, story, config, detectors)
     if "ceiling" in config.parts:
-        copies = [through_codec(shot, engine.codec) for shot in renders]
-        readings = [reader.read(shot) for shot in copies]
-        result.ceiling.update(following(reader, story, number, readings))
-        result.ceiling.update(memory(reader, story, number, readings))
-        result.sharpness["ceiling"] = [sharpness(shot.chunks[-1]) for shot in copies]
-    if {"following", "steering"} & set(config.parts):
-        _own_story(engine, reader, story, result, config)
+        result.ceiling = filming.ceiling()
+    if {"following", "steering", "unrelated"} & set(config.parts):
+        result.model = filming.own_story(result)
     if "memory" in config.parts:
-        _given_first_shot(engine, reader, story, renders[0], result, config)
+        result.model.tally.update(filming.given_first_shot(remember=True))
+    if "forgetful" in config.parts and number < LONG_SEED:
+        result.model.tally.update(filming.given_first_shot(remember=False))
     return result
 
 
-def _renders(engine: Engine, story: WorldStory, config: SuiteConfig) -> list[FilmedShot]:
-    size = {"height": engine.preset.height, "width": engine.preset.width}
-    count = len(story.shots) if "ceiling" in config.parts else 1
-    return [rendered(story, index, **size, num_chunks=config.num_chunks) for index in range(count)]
+@dataclass(frozen=True)
+class _Filming:
+    """One story and everything that films and reads it."""
 
+    engine: Engine
+    reader: Reader
+    story: WorldStory
+    config: SuiteConfig
+    detectors: Detectors
 
-def _own_story(engine: Engine, reader: Reader, story: WorldStory, result: StoryResult, config: SuiteConfig) -> None:
-    """Everything generated, from the first shot on."""
-    shots = film(engine, story, Take(seed=config.seed + story.seed, num_chunks=config.num_chunks))
-    readings = [reader.read(shot) for shot in shots]
-    result.frames += sum(len(shot.frames) for shot in shots)
-    result.seconds += sum(shot.seconds for shot in shots)
-    result.sharpness["model"] = [sharpness(shot.chunks[-1]) for shot in shots]
-    result.model.update(following(reader, story, result.story, readings))
-    result.model.update(own_memory(reader, story, result.story, readings))
-    if "steering" in config.parts:
-        for index in range(len(story.shots)):
-            if story.shots[index].steers:
-                twin = _twin(engine, story, shots[:index], index, config)
-                result.model.update(steering(reader, story, result.story, index, readings[index], reader.read(twin)))
+    def ceiling(self) -> Findings:
+        """The drawn world itself, seen through the codec."""
+        shots = [through_codec(self.rendered(index), self.engine.codec) for index in range(len(self.story.shots))]
+        findings, seen = self.look(shots)
+        readings = [part.readings for part in seen]
+        number = self.story.seed
+        findings.tally.update(questions.following(self.reader, self.story, number, readings))
+        findings.tally.update(questions.memory(self.reader, self.story, number, readings))
+        plain = questions.never_steered(self.story)
+        for index in self.steered():
+            twin = through_codec(self.rendered(index, plain), self.engine.codec)
+            findings.tally.update(self.steering(index, readings[index], twin))
+        return findings
 
+    def own_story(self, result: StoryResult) -> Findings:
+        """Everything generated, from the first shot on."""
+        shots = film(self.engine, self.story, self.take())
+        findings, seen = self.look(shots)
+        readings = [part.readings for part in seen]
+        asked = (self.reader, self.story, self.story.seed, readings)
+        result.frames = sum(len(shot.frames) for shot in shots)
+        result.seconds = sum(shot.seconds for shot in shots)
+        findings.tally.update(questions.following(*asked))
+        findings.tally.update(questions.own_memory(*asked))
+        if "unrelated" in self.config.parts:
+            other = film(self.engine, self.story, self.take(seed=OTHER_SEED, last_shot=0))[0]
+            findings.tally.update(questions.unrelated(*asked, self.reader.look(other).readings))
+        for index in self.steered():
+            findings.tally.update(self.steering(index, readings[index], self.twin(shots[:index], index)))
+        return findings
 
-def _twin(
-    engine: Engine, story: WorldStory, earlier: Sequence[FilmedShot], index: int, config: SuiteConfig
-) -> FilmedShot:
-    """The same shot after the same shots from the same noise, but never steered."""
-    take = Take(
-        seed=config.seed + story.seed, given=earlier, last_shot=index, steered=False, num_chunks=config.num_chunks
-    )
-    return film(engine, story, take)[-1]
-
-
-def _given_first_shot(
-    engine: Engine, reader: Reader, story: WorldStory, first: FilmedShot, result: StoryResult, config: SuiteConfig
-) -> None:
-    """Shot 1 is a render; the rest is generated, with and without memory."""
-    for prefix, remember in (("", True), ("forgetful_", False)):
-        take = Take(seed=config.seed + story.seed + 1, given=(first,), remember=remember, num_chunks=config.num_chunks)
-        generated = film(engine, story, take)[1:]
+    def given_first_shot(self, *, remember: bool) -> Tally:
+        """Shot 1 is a render; the rest is generated, with or without memory."""
+        take = self.take(seed=1, given=(self.rendered(0),), remember=remember)
+        generated = film(self.engine, self.story, take)[1:]
         unread: list[Reading] = []
-        readings = [unread, *(reader.read(shot) for shot in generated)]
-        result.model.update(memory(reader, story, result.story, readings, prefix=prefix))
+        readings = [unread, *(self.reader.look(shot).readings for shot in generated)]
+        prefix = "" if remember else "forgetful_"
+        return questions.memory(self.reader, self.story, self.story.seed, readings, prefix=prefix)
+
+    def look(self, shots: Sequence[FilmedShot]) -> tuple[Findings, list[Seen]]:
+        """Read all shots, and measure what needs no label."""
+        seen = [self.reader.look(shot) for shot in shots]
+        findings = Findings(features={index + 1: part.features for index, part in enumerate(seen)})
+        number = self.story.seed
+        for index, shot in enumerate(shots, start=1):
+            ends = np.stack([chunk[-1] for chunk in shot.chunks])
+            findings.tally.note("sharpness", number, sharpness(ends), shot=index)
+        findings.tally.update(self.cut_scores(shots))
+        return findings, seen
+
+    def cut_scores(self, shots: Sequence[FilmedShot]) -> Tally:
+        """Names: shot_cut_accuracy, planned_cut_seen, no_false_cut; those of further detectors after their names."""
+        tally, number = Tally(), self.story.seed
+        frames, lengths = np.concatenate([shot.frames for shot in shots]), [len(shot.frames) for shot in shots]
+        planned = cuts.planned_cuts(lengths)
+        for name, find in self.detectors.items():
+            prefix, found = f"{name}_" if name else "", find(frames)
+            tally.note(f"{prefix}shot_cut_accuracy", number, cuts.shot_cut_accuracy(found, planned, len(frames)))
+            for index, cut in enumerate(planned, start=2):
+                seen = any(abs(cut - other) <= 1 for other in found)
+                tally.note(f"{prefix}planned_cut_seen", number, float(seen), shot=index)
+            for index, count in enumerate(cuts.false_cuts(found, lengths), start=1):
+                tally.note(f"{prefix}no_false_cut", number, float(count == 0), shot=index)
+        return tally
+
+    def steered(self) -> list[int]:
+        """Shots whose steers are judged, as long as steering is asked for."""
+        if "steering" not in self.config.parts:
+            return []
+        chunks = self.config.num_chunks
+        return [i for i, spec in enumerate(self.story.shots) if questions.last_steered_chunk(spec, chunks) >= 0]
+
+    def twin(self, earlier: Sequence[FilmedShot], index: int) -> FilmedShot:
+        """The same shot after the same shots from the same noise, but never steered; as far as it is looked at."""
+        needed = questions.last_steered_chunk(self.story.shots[index], self.config.num_chunks) + 1
+        take = self.take(given=earlier, last_shot=index, last_chunks=needed, steered=False)
+        return film(self.engine, self.story, take)[-1]
+
+    def steering(self, index: int, steered: Sequence[Reading], twin: FilmedShot) -> Tally:
+        read = self.reader.look(twin).readings
+        return questions.steering(self.reader, self.story, self.story.seed, index, steered, read)
+
+    def take(self, *, seed: int = 0, **changes: Any) -> Take:
+        return Take(seed=self.config.seed + self.story.seed + seed, num_chunks=self.config.num_chunks, **changes)
+
+    def rendered(self, index: int, story: WorldStory | None = None) -> FilmedShot:
+        preset = self.engine.preset
+        return rendered(
+            story or self.story, index, height=preset.height, width=preset.width, num_chunks=self.config.num_chunks
+        )
 
 
-def following(reader: Reader, story: WorldStory, number: int, readings: Sequence[Sequence[Reading]]) -> Tally:
-    """Do the frames show what the captions say?
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What measures what: enough for a process to load it."""
 
-    Names: said/ATTRIBUTE, left_out/ATTRIBUTE (a default nobody mentioned), said_in_shot/N, pronoun (who "he" is),
-    two_people/ATTRIBUTE, unseen_pair/ATTRIBUTE (character with a place or action that training never showed).
-    """
-    tally = Tally()
-    for index, spec in enumerate(story.shots):
-        for chunk, reading in enumerate(readings[index]):
-            said = said_attributes(story, index, chunk)
-            labels = spec.labels(chunk)
-            for name in spec.known | said:
-                if not _counts(reader, story, index, chunk, name):
-                    continue
-                wanted, read = labels[name], reading[name]
-                if name in said:
-                    tally.add(f"said/{name}", number, wanted, read)
-                    tally.add(f"said_in_shot/{index + 1:02d}", number, f"{name} {wanted}", f"{name} {read}")
-                    if spec.second_character != NOBODY:
-                        tally.add(f"two_people/{name}", number, wanted, read)
-                    if (spec.character, name, wanted) in held_out_pairs():
-                        tally.add(f"unseen_pair/{name}", number, wanted, read)
-                elif name == "character":
-                    tally.add("pronoun", number, wanted, read)
-                elif not spec.recall_sources(name):
-                    tally.add(f"left_out/{name}", number, wanted, read)
-    return tally
+    model: Literal["student", "teacher"] = "student"
+    weights: Path | None = None
+    probe: Path = PROBE_FILE
+    steps: int | None = None
+    device: str | None = None
+    transnet: bool = False
 
+    def load(self) -> tuple[Engine, ProbeReader]:
+        from shotstream.engine.loading import load
 
-def memory(
-    reader: Reader, story: WorldStory, number: int, readings: Sequence[Sequence[Reading]], *, prefix: str = ""
-) -> Tally:
-    """Do later shots show what only shot 1 showed: marks of its people, layout and tint of its place?
+        reader = ProbeReader(*load_probe(self.probe))
+        engine = load("storyworld", model=self.model, weights=self.weights, device=self.device, num_steps=self.steps)
+        return engine, reader
 
-    Names: hidden_mark, hidden_mark/shot_N, layout, tint and so on, each after the prefix.
-    """
-    tally = Tally()
-    for index in range(1, len(story.shots)):
-        for chunk, reading in enumerate(readings[index]):
-            for name, wanted in _seen_in_first_shot(story, index).items():
-                if _counts(reader, story, index, chunk, name):
-                    kind = "hidden_mark" if name in MARK_ATTRIBUTES else name
-                    tally.add(f"{prefix}{kind}", number, wanted, reading[name])
-                    tally.add(f"{prefix}{kind}/shot_{index + 1:02d}", number, wanted, reading[name])
-    return tally
+    def detectors(self, stack: ExitStack) -> Detectors:
+        """The exact finder, and TransNetV2 if wanted."""
+        return {**EXACT, "transnet": stack.enter_context(TransNetCuts())} if self.transnet else EXACT
+
+    def subject(self, engine: Engine, config: SuiteConfig) -> dict[str, Any]:
+        """What a journal is about: the same weights, probe and settings, but any number of stories."""
+        settings = {k: v for k, v in asdict(config).items() if k not in ("stories", "long_stories")}
+        probe = hashlib.sha256(self.probe.read_bytes()).hexdigest()[:16]
+        return {"model": fingerprint(engine), "probe": probe, "steps": self.steps, "transnet": self.transnet} | settings
 
 
-def _seen_in_first_shot(story: WorldStory, index: int) -> dict[str, str]:
-    """Hidden attributes of a later shot that shot 1 showed, with their values."""
-    first, spec = story.shots[0], story.shots[index]
-    labels, seen = spec.labels(), {}
-    met = {first.character, first.second_character} - {NOBODY}
-    for name, person in (("mark", spec.character), ("second_mark", spec.second_character)):
-        if person in met:
-            seen[name] = labels[name]
-    if spec.place == first.place:
-        seen["tint"] = labels["tint"]
-        if first.framing != "close-up":
-            seen["layout"] = labels["layout"]
-    return seen
+def fingerprint(engine: Engine) -> str:
+    """Of everything that an engine has learnt."""
+    digest = hashlib.sha256()
+    for module in (engine.model, engine.codec):
+        for name, value in sorted(module.state_dict().items() if isinstance(module, torch.nn.Module) else ()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
-def own_memory(reader: Reader, story: WorldStory, number: int, readings: Sequence[Sequence[Reading]]) -> Tally:
-    """Does a story of the model's own stay true to itself? Names: own_hidden_mark, own_layout, own_tint, first_mark.
-
-    The first reading of a person's mark, or of a place, is what later shots are held to.
-    """
-    tally = Tally()
-    before: dict[tuple[str, str], str] = {}
-    for index, spec in enumerate(story.shots):
-        owners = {
-            "mark": spec.character,
-            "second_mark": spec.second_character,
-            "layout": spec.place,
-            "tint": spec.place,
-        }
-        now: dict[tuple[str, str], str] = {}
-        for chunk, reading in enumerate(readings[index]):
-            for name, owner in owners.items():
-                if owner == NOBODY or not _counts(reader, story, index, chunk, name):
-                    continue
-                kind = "mark" if name in MARK_ATTRIBUTES else name
-                if (kind, owner) in before:
-                    title = "hidden_mark" if kind == "mark" else kind
-                    tally.add(f"own_{title}", number, before[kind, owner], reading[name])
-                elif (kind, owner) not in now:
-                    now[kind, owner] = reading[name]
-                    if name == "mark":
-                        tally.add("first_mark", number, getattr(spec, name), reading[name])
-        before |= now
-    return tally
-
-
-def steering(
+def evaluate(
+    engine: Engine,
     reader: Reader,
-    story: WorldStory,
-    number: int,
-    index: int,
-    steered: Sequence[Reading],
-    twin: Sequence[Reading],
-) -> Tally:
-    """Does each steer of a shot show within two chunks, is it absent without it, and does all else stay?
-
-    Names: steering, steering/ATTRIBUTE, steering_keeps/ATTRIBUTE (mark and place).
-    """
-    tally = Tally()
-    spec = story.shots[index]
-    for change in spec.steers:
-        later = [s.chunk for s in spec.steers if s.attribute == change.attribute and s.chunk > change.chunk]
-        end = min([change.chunk + STEER_CHUNKS, len(steered), *later])
-        window = [c for c in range(change.chunk, end) if _counts(reader, story, index, c, change.attribute)]
-        if not window:
-            continue
-        present = any(steered[c][change.attribute] == change.value for c in window)
-        absent = all(twin[c][change.attribute] != change.value for c in window)
-        outcome = "done" if present and absent else "not done"
-        tally.add("steering", number, "done", outcome)
-        tally.add(f"steering/{change.attribute}", number, "done", outcome)
-        for name in ("mark", "place"):
-            if _counts(reader, story, index, window[-1], name):
-                tally.add(f"steering_keeps/{name}", number, steered[change.chunk - 1][name], steered[window[-1]][name])
-    return tally
-
-
-def _counts(reader: Reader, story: WorldStory, index: int, chunk: int, attribute: str) -> bool:
-    """Whether it is fair to score an attribute in a chunk."""
-    spec = story.shots[index]
-    if attribute == "camera_motion" and chunk == 0:
-        return False
-    return visible(spec, attribute, chunk) and reader.scored(attribute, spec.framing)
-
-
-def evaluate(engine: Engine, reader: Reader, config: SuiteConfig, journal: Path | None = None) -> Iterator[StoryResult]:
+    config: SuiteConfig,
+    journal: Journal | None = None,
+    detectors: Detectors = EXACT,
+) -> Iterator[StoryResult]:
     """One result per story. With a journal, finished stories are kept there and not filmed again."""
-    done = _read_journal(journal) if journal else {}
+    done = journal.done if journal else {}
     for number in config.lengths:
-        if number not in done:
-            done[number] = evaluate_story(engine, reader, number, config)
+        if number in done:
+            yield done[number]
+            continue
+        result = evaluate_story(engine, reader, number, config, detectors)
+        if journal:
+            journal.add(result)
+        yield result
+
+
+def evaluate_in_processes(
+    setup: Setup, config: SuiteConfig, processes: int, journal: Journal | None = None
+) -> Iterator[StoryResult]:
+    """The same by several processes of one thread each: on a CPU more than twice as fast as threads of one process."""
+    done = journal.done if journal else {}
+    yield from (done[number] for number in config.lengths if number in done)
+    missing = [number for number in config.lengths if number not in done]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_load_worker, initargs=(setup, config)) as pool:
+        for result in pool.map(_work, missing):
             if journal:
-                _append(journal, done[number])
-        yield done[number]
+                journal.add(result)
+            yield result
 
 
-def _append(journal: Path, result: StoryResult) -> None:
-    def plain(tally: Tally) -> dict[str, list[tuple[str, str]]]:
-        return {name: [(a.wanted, a.read) for a in answers] for name, answers in tally.answers.items()}
-
-    entry = {"story": result.story, "frames": result.frames, "seconds": result.seconds, "sharpness": result.sharpness}
-    entry |= {"ceiling": plain(result.ceiling), "model": plain(result.model)}
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with journal.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+_worker: dict[str, Any] = {}
+"""What a process of `evaluate_in_processes` has loaded."""
 
 
-def _read_journal(journal: Path) -> dict[int, StoryResult]:
-    def tally(plain: Mapping[str, Sequence[Sequence[str]]], story: int) -> Tally:
-        answers = {name: [Answer(story=story, wanted=w, read=r) for w, r in pairs] for name, pairs in plain.items()}
-        return Tally(answers=answers)
-
-    done: dict[int, StoryResult] = {}
-    for line in journal.read_text().splitlines() if journal.is_file() else []:
-        entry = json.loads(line)
-        number = int(entry["story"])
-        entry |= {name: tally(entry[name], number) for name in ("ceiling", "model")}
-        done[number] = StoryResult(**entry)
-    return done
+def _load_worker(setup: Setup, config: SuiteConfig) -> None:
+    torch.set_num_threads(1)
+    engine, reader = setup.load()
+    _worker.update(engine=engine, reader=reader, config=config, detectors=setup.detectors(ExitStack()))
 
 
-def main(argv: Sequence[str] | None = None, *, progress: Callable[[str], None] = log.info) -> None:
-    """Measure a model on held-out stories and write the results as JSON, with a table beside it."""
+def _work(number: int) -> StoryResult:
+    return evaluate_story(_worker["engine"], _worker["reader"], number, _worker["config"], _worker["detectors"])
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shotstream evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", choices=("storyworld",), default="storyworld")
-    parser.add_argument("--stories", type=int, default=50)
-    parser.add_argument("--shots", type=int, default=4, help="shots of each story")
-    parser.add_argument("--long-stories", type=int, default=0, help=f"stories of {LONG_SHOTS} shots, beside those")
-    parser.add_argument("--first-seed", type=int, default=0, help="first of the held-out stories")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--model", choices=("student", "teacher"), default="student")
-    parser.add_argument("--steps", type=int, help="of the teacher")
-    parser.add_argument("--weights", type=Path, help="a folder, or a file with the model")
-    parser.add_argument("--probe", type=Path, default=PROBE_FILE)
-    parser.add_argument("--parts", nargs="+", choices=SuiteConfig().parts, default=SuiteConfig().parts)
-    parser.add_argument("--device")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/storyworld.json"))
-    parser.add_argument("--journal", type=Path, help="keep finished stories here, and go on from them")
-    options = parser.parse_args(argv)
-    reader = ProbeReader(*load_probe(options.probe))
-    from shotstream.engine.loading import load
+    add = parser.add_argument
+    add("--suite", choices=("storyworld",), default="storyworld")
+    add("--stories", type=int, default=200)
+    add("--shots", type=int, default=4, help="shots of each story")
+    add("--long-stories", type=int, default=0, help=f"stories of {LONG_SHOTS} shots, beside those")
+    add("--first-seed", type=int, default=0, help="first of the held-out stories")
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--model", choices=("student", "teacher"), default="student")
+    add("--steps", type=int, help="of the teacher")
+    add("--weights", type=Path, help="a folder, or a file with the model")
+    add("--probe", type=Path, default=PROBE_FILE)
+    add("--parts", nargs="+", choices=PARTS, default=PARTS)
+    add("--transnet", choices=("auto", "off"), default="auto", help="find cuts with TransNetV2 too, if installed")
+    add("--training-data", type=Path, help="latents that were trained on: look for samples learnt by heart")
+    add("--device")
+    add("--processes", type=int, default=1, help="film in this many processes of one thread each")
+    add("-o", "--output", type=Path, default=Path("docs/results/storyworld.json"))
+    add("--journal", type=Path, help="keep finished stories here, and go on from them")
+    return parser
 
-    engine = load(
-        "storyworld", model=options.model, weights=options.weights, device=options.device, num_steps=options.steps
-    )
+
+def main(argv: Sequence[str] | None = None, *, progress: Callable[[str], None] = log.info) -> None:
+    """Measure a model on held-out stories and write the results as JSON, with a report and plots beside it."""
+    options = _parser().parse_args(argv)
+    if options.steps is not None and options.model != "teacher":
+        raise ValueError("--steps is for --model teacher: the student's steps belong to it")
     config = SuiteConfig(
         stories=options.stories,
         shots=options.shots,
@@ -382,11 +330,38 @@ def main(argv: Sequence[str] | None = None, *, progress: Callable[[str], None] =
         seed=options.seed,
         parts=tuple(options.parts),
     )
+    setup = Setup(
+        model=options.model,
+        weights=options.weights,
+        probe=options.probe,
+        steps=options.steps,
+        device=options.device,
+        transnet=options.transnet == "auto" and transnet_is_available(),
+    )
+    measure(setup, config, options, progress)
+
+
+def measure(setup: Setup, config: SuiteConfig, options: argparse.Namespace, progress: Callable[[str], None]) -> None:
+    """Film, read, and write what was found."""
+    from shotstream.evaluation.novelty import novelty
+    from shotstream.evaluation.report import results, write_results
+
+    engine, reader = setup.load()
+    journal = Journal(options.journal, setup.subject(engine, config)) if options.journal else None
     finished = []
-    for result in evaluate(engine, reader, config, options.journal):
-        finished.append(result)
-        progress(f"story {len(finished)} of {len(config.lengths)}")
-    write_results(options.output, options.model, results(finished, reader.scores, config))
+    with ExitStack() as stack:
+        if options.processes > 1:
+            stories = evaluate_in_processes(setup, config, options.processes, journal)
+        else:
+            stories = evaluate(engine, reader, config, journal, setup.detectors(stack))
+        for result in stories:
+            finished.append(result)
+            progress(f"story {len(finished)} of {len(config.lengths)}")
+    content = results(finished, reader.scores, config, live=options.processes == 1)
+    content["details"]["transnet"] = "measured" if setup.transnet else "absent"
+    copied = novelty(engine, options.training_data) if options.training_data else None
+    content["details"]["nearest_training_latent"] = copied or "not measured: no --training-data given"
+    write_results(options.output, setup.model, content)
 
 
 if __name__ == "__main__":

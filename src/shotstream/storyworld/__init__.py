@@ -2,11 +2,30 @@
 
 >>> story = sample_story(seed=7)
 >>> frame = render_frame(story.shots[0], 0)   # pixels uint8 [192, 320, 3], face and mark boxes
+
+What draws is imported when it is first asked for: words, labels and the probe work where Skia is not installed.
 """
 
-from shotstream.storyworld.render import Rendered, RenderedShot, render_frame, render_shot
-from shotstream.storyworld.sampler import WorldStory, held_out_pairs, sample_story
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from shotstream.storyworld.spec import ATTRIBUTES, HIDDEN, Change, ShotSpec, first_frame, visible
+
+if TYPE_CHECKING:
+    from shotstream.storyworld.render import Rendered, RenderedShot, render_frame, render_shot
+    from shotstream.storyworld.sampler import WorldStory, held_out_pairs, sample_story
+
+_DRAWN = {
+    "Rendered": "render",
+    "RenderedShot": "render",
+    "render_frame": "render",
+    "render_shot": "render",
+    "WorldStory": "sampler",
+    "held_out_pairs": "sampler",
+    "sample_story": "sampler",
+}
 
 __all__ = [
     "ATTRIBUTES",
@@ -23,3 +42,9 @@ __all__ = [
     "sample_story",
     "visible",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DRAWN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_DRAWN[name]}"), name)

@@ -97,7 +97,9 @@ class Probe(nn.Module):
 
     def forward(self, frames_NKHWC: Tensor) -> dict[str, Tensor]:
         """Logits [N, classes] per attribute, classes in the order of `ATTRIBUTES`."""
-        seen_NAE = self.features(frames_NKHWC)
+        return self._logits(self.features(frames_NKHWC))
+
+    def _logits(self, seen_NAE: Tensor) -> dict[str, Tensor]:
         names = self.config.attributes
         return {name: head(seen_NAE[:, i]) for i, (name, head) in enumerate(zip(names, self.heads, strict=True))}
 
@@ -108,9 +110,14 @@ class Probe(nn.Module):
         Raises: ValueError unless frames are 192 x 320 pixels in RGB.
         """
         chosen = list(frames_looked_at(frames_NTHWC.shape[1], self.config.num_frames))
-        logits = self(frames_NTHWC[:, chosen])
-        best = {name: logit.argmax(-1).tolist() for name, logit in logits.items()}
-        return [{name: ATTRIBUTES[name][best[name][i]] for name in best} for i in range(len(frames_NTHWC))]
+        return self.read_features(frames_NTHWC[:, chosen])[0]
+
+    @torch.no_grad()
+    def read_features(self, frames_NKHWC: Tensor) -> tuple[list[dict[str, str]], Tensor]:
+        """What `read` gives, and what it is read from (`features`), of frames already chosen."""
+        seen_NAE = self.features(frames_NKHWC)
+        best = {name: logit.argmax(-1).tolist() for name, logit in self._logits(seen_NAE).items()}
+        return [{name: ATTRIBUTES[name][best[name][i]] for name in best} for i in range(len(frames_NKHWC))], seen_NAE
 
     def _check(self, frames: Tensor) -> None:
         expected = (self.config.num_frames, HEIGHT, WIDTH, 3)

@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("skia", reason="sheets draw the truth: pip install 'shotstream[eval]'")
 
 from shotstream.engine.stream import Engine
-from shotstream.evaluation.sheets import CAPTION_HEIGHT, PICTURES, sheet, story_rows, write_sheets
+from shotstream.evaluation.sheets import CAPTION_HEIGHT, PICTURES, best_and_worst, sheet, story_rows, write_sheets
 from shotstream.storyworld import sample_story
 
 
@@ -35,3 +35,10 @@ def test_sheets_are_written_one_per_story(tiny_engine: Engine, tmp_path: Path):
 def test_no_model_is_an_error(tmp_path: Path):
     with pytest.raises(ValueError, match="at least one model"):
         write_sheets({}, tmp_path)
+
+
+def test_best_and_worst_are_those_that_follow_their_captions():
+    shares = {"said/place": {str(n): n / 24 for n in range(30)}, "hidden_mark": {str(n): 1.0 for n in range(30)}}
+    assert best_and_worst(shares, 2) == ([23, 22], [0, 1])
+    with pytest.raises(ValueError, match="fixed stories"):
+        best_and_worst({"said/place": {"3": 1.0}}, 2)

@@ -56,8 +56,10 @@ class Journal:
         for line in lines[1:]:
             result = _from_json(line)
             self.done[result.story] = result
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines or [heading]))
+        whole = "".join(f"{line}\n" for line in lines or [heading])
+        if text != whole:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(whole)
 
     def add(self, result: StoryResult) -> None:
         """Keep a finished story."""

@@ -1,13 +1,16 @@
 """Contact sheets of held-out stories: the truth, the codec's copy of it, the teacher and the student, row by row.
 
     python -m shotstream.evaluation.sheets -o docs/media
+    python -m shotstream.evaluation.sheets -o out --models student --best-and-worst docs/results/storyworld.stories.json
 
-The same six stories every time, so that sheets of different models can be laid side by side.
+The same six stories every time, so that sheets of different models can be laid side by side; or the best and the worst
+of 24 fixed stories, by the shares that the suite gave them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +27,8 @@ log = logging.getLogger(__name__)
 
 STORIES = (2, 5, 11, 17, 23, 31)
 """Numbers of the six held-out stories."""
+FIXED = range(24)
+"""Numbers of the stories among which best and worst are looked for."""
 SHOTS = 4
 PICTURES = 3
 """Per shot: the first frame, one of the middle, the last."""
@@ -46,7 +51,7 @@ def sheet(story: WorldStory, rows: Mapping[str, Sequence[FilmedShot]]) -> Pixels
     """One band per shot: its caption, then a row of pictures for each way of making it."""
     bands = []
     for index in range(len(story.shots)):
-        strips = [_strip(title, shots[index]) for title, shots in rows.items()]
+        strips = [strip(title, shots[index]) for title, shots in rows.items()]
         spec = story.shots[index]
         changes = "".join(f"  [chunk {change.chunk}: {change.caption}]" for change in spec.steers)
         heading = f"{index + 1}. {story.global_caption + ' | ' if story.global_caption else ''}{spec.caption}{changes}"
@@ -54,7 +59,8 @@ def sheet(story: WorldStory, rows: Mapping[str, Sequence[FilmedShot]]) -> Pixels
     return np.concatenate(bands)
 
 
-def _strip(title: str, shot: FilmedShot) -> Pixels:
+def strip(title: str, shot: FilmedShot) -> Pixels:
+    """First, middle and last frame side by side, with a title."""
     frames = shot.frames
     picked = [frames[round(i * (len(frames) - 1) / (PICTURES - 1))] for i in range(PICTURES)]
     image = Image.fromarray(np.concatenate(picked, axis=1))
@@ -91,6 +97,25 @@ def write_sheets(engines: Mapping[str, Engine], folder: Path, stories: Sequence[
     return paths
 
 
+def best_and_worst(per_story: Mapping[str, Mapping[str, float]], count: int = 3) -> tuple[list[int], list[int]]:
+    """Numbers of the stories that follow their captions best and worst, of those fixed; best first, worst first.
+
+    Raises: ValueError if fewer of them were measured than are asked for.
+    """
+    shares: dict[int, list[float]] = {}
+    for name, stories in per_story.items():
+        if name.startswith("said/"):
+            for number, share in stories.items():
+                if int(number) in FIXED:
+                    shares.setdefault(int(number), []).append(share)
+    if len(shares) < 2 * count:
+        raise ValueError(
+            f"{len(shares)} of the {len(FIXED)} fixed stories were measured, need {2 * count}: evaluate them"
+        )
+    ranked = sorted(shares, key=lambda number: (-float(np.mean(shares[number])), number))
+    return ranked[:count], ranked[::-1][:count]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Film the six stories with the shipped models, or others, and write their sheets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, help="folder with the models' files")
     parser.add_argument("--steps", type=int, help="of the teacher")
     parser.add_argument("--stories", type=int, nargs="+", default=STORIES)
+    parser.add_argument("--best-and-worst", type=Path, help="shares of single stories, as `evaluate` writes them")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from shotstream.engine.loading import load
@@ -112,7 +138,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for name in options.models
     }
-    write_sheets(engines, options.output, options.stories)
+    if options.best_and_worst is None:
+        write_sheets(engines, options.output, options.stories)
+        return
+    shares = json.loads(options.best_and_worst.read_text())[options.models[-1]]
+    for title, numbers in zip(("best", "worst"), best_and_worst(shares), strict=True):
+        write_sheets(engines, options.output / title, numbers)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ class FakeSocket {
   close() { this.isClosed = true; }
 }
 
-function connected() {
+function connected({ now = () => 0 } = {}) {
   const sockets = [];
   const phases = [];
   const media = [];
   const client = new Client({
     url: "ws://x/ws", story: "main", token: "secret",
+    now,
     openSocket: () => { sockets.push(new FakeSocket()); return sockets.at(-1); },
     listeners: { message: () => {}, media: (header) => media.push(header), connection: ({ phase }) => phases.push(phase) },
   });
@@ -71,6 +72,43 @@ test("a second break among replayed events loses none of them", () => {
   sockets[2].onopen();
   assert.equal(sockets[2].sent[0].resume_from, 5);
   mock.timers.reset();
+});
+
+test("after a sleep nothing old is played: the page joins again where it was", () => {
+  let time = 0;
+  const { sockets, media, client } = connected({ now: () => time });
+  sockets[0].onmessage({ data: hello(4) });
+  time += 700;
+  sockets[0].onmessage({ data: mediaMessage({}) });
+  time += 2500;
+  sockets[0].onmessage({ data: mediaMessage({ sequence: 6 }) });
+  assert.equal(media.length, 1, "what waited in the socket is old");
+  assert.ok(sockets[0].isClosed);
+  sockets[1].onopen();
+  assert.equal(sockets[1].sent[0].resume_from, 4);
+  sockets[1].onmessage({ data: hello(9, 5) });
+  sockets[1].onmessage({ data: mediaMessage({ sequence: 9 }) });
+  assert.equal(media.length, 2);
+  client.drop();
+});
+
+test("a story that waits for direction may be silent for as long as it likes", () => {
+  let time = 0;
+  const { sockets, client } = connected({ now: () => time });
+  sockets[0].onmessage({ data: hello(4) });
+  sockets[0].onmessage({ data: status(5, "holding") });
+  for (let beat = 0; beat < 20; beat += 1) {
+    time += 500;
+    client.beat();
+  }
+  sockets[0].onmessage({ data: status(6) });
+  assert.equal(sockets.length, 1);
+  time += 100;
+  sockets[0].onmessage({ data: status(7, "holding") });
+  time += 5000;  // no beat: the page itself stood still
+  sockets[0].onmessage({ data: mediaMessage({}) });
+  assert.equal(sockets.length, 2);
+  client.drop();
 });
 
 test("a restarted server counts from the beginning", () => {

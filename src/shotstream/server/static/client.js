@@ -19,18 +19,22 @@ const FIRST_RETRY_MS = 250;
 const LONGEST_RETRY_MS = 5000;
 /** A live story speaks every two seconds; a socket that says nothing for this long is dead, whatever the system thinks. */
 const SILENCE_MS = 7000;
+/** A live story speaks several times a second. What comes after a pause like this was on its way for long: not live any more. */
+const ASLEEP_MS = 2000;
 
 export class Client {
   /**
    * @param {{url: string, story: string, token: string, listeners: Listeners,
-   *   openSocket?: (url: string) => WebSocket}} options
+   *   openSocket?: (url: string) => WebSocket, now?: () => number}} options
    */
-  constructor({ url, story, token, listeners, openSocket = (address) => new WebSocket(address) }) {
+  constructor({ url, story, token, listeners, openSocket = (address) => new WebSocket(address), now = () => performance.now() }) {
     this.url = url;
     this.story = story;
     this.token = token;
     this.listeners = listeners;
     this.openSocket = openSocket;
+    this.now = now;
+    this.lastHeard = this.lastBeat = now();
     /** @type {WebSocket | null} */
     this.socket = null;
     /** @type {number | null} Sequence number of the last event seen. */
@@ -42,6 +46,7 @@ export class Client {
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.silenceTimer = undefined;
     this.expectTraffic = false;
+    this.isLive = false;
     this.awaitsReply = false;
     /** Why the server cannot take us now, in its words. */
     this.unavailable = "";
@@ -84,8 +89,25 @@ export class Client {
     socket.send(JSON.stringify(body));
   }
 
+  /** Call it a few times a second: where it stops, the page is asleep. */
+  beat() {
+    this.lastBeat = this.now();
+  }
+
+  /** Whether this page slept, or its socket did: what waits in it is old, and joining again leads to what is on air. */
+  slept() {
+    const now = this.now();
+    const silent = now - this.lastHeard > ASLEEP_MS && (this.isLive || now - this.lastBeat > ASLEEP_MS);
+    this.lastHeard = this.lastBeat = now;
+    return this.joined && silent;
+  }
+
   /** @param {string | ArrayBuffer} data */
   receive(data) {
+    if (this.slept()) {
+      this.connect();
+      return;
+    }
     this.awaitsReply = false;
     this.listenForSilence();
     if (typeof data === "string") {
@@ -105,10 +127,13 @@ export class Client {
       // Where missed events follow, each of them moves the mark; a restarted server counts from the beginning.
       if (this.lastSeq === null || !message.replayed || message.seq < this.lastSeq) this.lastSeq = message.seq;
       this.listeners.connection({ phase: "open" });
-      this.expectTraffic = message.snapshot.status.state === "live";
+      this.expectTraffic = this.isLive = message.snapshot.status.state === "live";
     }
     if ("seq" in message && message.kind !== "hello") this.lastSeq = message.seq;
-    if (message.kind === "status") this.expectTraffic = message.state === "live" || message.state === "late";
+    if (message.kind === "status") {
+      this.isLive = message.state === "live";
+      this.expectTraffic = this.isLive || message.state === "late";
+    }
     this.listeners.message(message);
     // What is unavailable now may be available later; the server closes and the client tries again.
     if (message.kind === "error" && message.fatal && message.code !== "unavailable") this.refuse(message.code, message.message);

@@ -219,14 +219,14 @@ function takeSuggestion(text) {
 }
 
 /** How an instruction begins that makes no sense before the first shot. */
-const GOES_ON = /^(now|then|transition|cut|he|she|it|they|close-up of (his|her))\b/i;
+const GOES_ON = /^(now|then|transition|cut|he|she|it|they|make|suddenly|close-up of (his|her))\b/i;
 
-/** First shots before the story; later all in turns, so that they do not wear out. */
+/** First shots before the story; then what goes on from it, all in turns, so that they do not wear out. */
 function suggestions() {
-  const given = state.preset?.suggestions ?? [];
-  const all = isRunning() ? given : given.filter((text) => !GOES_ON.test(text));
+  const running = isRunning();
+  const all = (state.preset?.suggestions ?? []).filter((text) => GOES_ON.test(text) === running);
   if (state.role !== "director" || !all.length) return [];
-  const first = isRunning() ? state.shots.length * 2 + (state.shots.at(-1)?.steers.length ?? 0) : 0;
+  const first = running ? 2 * (state.shots.length + (state.shots.at(-1)?.steers.length ?? 0)) : 0;
   const count = Math.min(SUGGESTIONS_SHOWN, all.length);
   return Array.from({ length: count }, (_, index) => all[(first + index) % all.length]);
 }
@@ -512,7 +512,7 @@ function drawControls({ mood }, director) {
 }
 
 function promptHint() {
-  if (!isRunning()) return "A fox walks along the beach at sunset";
+  if (!isRunning()) return state.preset?.suggestions[0] ?? "What do we see first?";
   return state.status.state === "holding" ? "The shot has ended: steer it on, or cut to the next one" : "Now make him look surprised";
 }
 
@@ -547,6 +547,7 @@ function drawFacts() {
 }
 
 setInterval(() => {
+  client.beat();
   player?.tick();
   const framesPerSecond = player?.framesPerSecond ?? 0;
   if (framesPerSecond !== state.framesPerSecond) dispatch({ type: "rate", framesPerSecond });

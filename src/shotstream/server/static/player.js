@@ -30,7 +30,7 @@
  */
 
 /** Beyond this the newest chunk is jumped to: the tab was hidden, or the machine asleep. */
-const TOO_FAR_BEHIND_S = 2.5;
+const TOO_FAR_BEHIND_S = 1.8;
 /** Chunks may arrive this much before they are needed without being hurried along. */
 const SLACK_S = 0.3;
 const HURRY_RATE = 1.06;

@@ -1,0 +1,206 @@
+"""How the page looks and is used: in dark and light, on a desk and a phone, by keys alone, with a screen reader."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.live_browser import ROOT, Record, Watcher
+from PIL import Image
+from tests.server.browser.conftest import Enter, unavailable  # type: ignore[import-not-found]
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+
+SCREENSHOTS = ROOT / "out" / "screenshots"
+CHECKS = ROOT / "tools" / "page"
+SCHEMES = ("dark", "light")
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True}
+STATES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "loading": ({"detail": "reading 12 MB"}, "Loading", "Loading the model"),
+    "warming": ({}, "Warming up", "Warming up"),
+    "queued": ({"queue_position": 2}, "In the queue", "Number 2 in the queue"),
+    "late": ({"late_ms": 1500}, "Late 1.5 s", ""),
+    "holding": ({"detail": "waiting for direction"}, "Waiting for direction", ""),
+    "paused": ({}, "Paused", ""),
+    "error": ({"detail": "out of memory"}, "Error", "The engine stopped"),
+}
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The accessibility checker's source."""
+    source = CHECKS / "node_modules" / "axe-core" / "axe.min.js"
+    if not source.exists():
+        command = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
+        try:
+            subprocess.run(command, cwd=CHECKS, check=True, timeout=120)
+        except (OSError, subprocess.SubprocessError) as error:
+            unavailable(f"axe-core cannot be had: run `npm install` in {CHECKS.relative_to(ROOT)} ({error})")
+    return source.read_text()
+
+
+def serious_findings(person: Watcher, axe: str) -> list[str]:
+    person.page.evaluate(axe)
+    result = person.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    return [
+        f"{one['id']}: {one['help']}: {[node['html'][:120] for node in one['nodes']]}"
+        for one in result["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+def tell(person: Watcher, message: Record) -> None:
+    """Let the page receive a message that the server did not send."""
+    script = "(data) => window.sockets.at(-1).dispatchEvent(new MessageEvent('message', { data }))"
+    person.page.evaluate(script, json.dumps(message))
+
+
+def sideways(person: Watcher) -> int:
+    """Pixels that the page is wider than its window."""
+    width: int = person.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    return width
+
+
+def rich_story(person: Watcher) -> None:
+    """Two shots, a steer, memory."""
+    person.badge("Ready")
+    for text, key in (
+        ("A fox in a blue coat walks on the beach at sunset", "Enter"),
+        ("Transition to a wide shot of the city at night", "Shift+Enter"),
+        ("Now make him look surprised", "Enter"),
+    ):
+        person.direct(text, key)
+        person.receipt(text)
+    person.page.locator("#memory li").first.wait_for()
+
+
+def test_screenshots_on_a_desk_and_on_a_phone_in_dark_and_light(enter: Enter) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    desk, phone = enter(), enter(**PHONE, is_mobile=True)
+    for scheme in SCHEMES:
+        for name, person in (("desktop", desk), ("phone", phone)):
+            person.page.emulate_media(color_scheme=scheme)
+            person.badge("Ready")
+            person.page.screenshot(path=SCREENSHOTS / f"start-{name}-{scheme}.png")
+    rich_story(desk)
+    phone.badge("Live")
+    for scheme in SCHEMES:
+        for name, person in (("desktop", desk), ("phone", phone)):
+            person.page.emulate_media(color_scheme=scheme)
+            file = SCREENSHOTS / f"live-{name}-{scheme}.png"
+            person.page.screenshot(path=file, full_page=name == "phone")
+            assert sideways(person) <= 0
+            with Image.open(file) as picture:
+                assert picture.width == {"desktop": 1280, "phone": 780}[name]
+                assert len(picture.convert("RGB").quantize(64).getcolors() or []) > 30, "more than one flat colour"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_that_people_write_makes_the_page_scroll_sideways(enter: Enter, width: int) -> None:
+    person = enter(viewport={"width": width, "height": 844})
+    person.badge("Ready")
+    assert sideways(person) <= 0
+    text = "a fox and a remarkably long word " + "w" * 90
+    person.direct(text)
+    person.receipt("a fox")
+    person.page.locator("#help").click()
+    assert sideways(person) <= 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_screen_reader_finds_nothing_seriously_wrong(enter: Enter, axe: str, scheme: str) -> None:
+    person = enter(color_scheme=scheme, reduced_motion="reduce")
+    person.badge("Ready")
+    assert serious_findings(person, axe) == []
+    rich_story(person)
+    assert serious_findings(person, axe) == []
+    person.page.keyboard.press("Escape")
+    person.page.keyboard.press("?")
+    assert serious_findings(person, axe) == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_state_has_its_words_and_can_be_read(enter: Enter, axe: str, scheme: str) -> None:
+    person = enter(color_scheme=scheme, reduced_motion="reduce", **PHONE)
+    person.badge("Ready")
+    seq = person.events("hello")[-1]["seq"]
+    empty = {"detail": "", "late_ms": 0, "queue_position": None, "clock_frame": 0, "clock_running": False}
+    for index, (state, (details, badge, title)) in enumerate(STATES.items(), seq + 1):
+        tell(person, {"kind": "status", "seq": index, "state": state, **empty, **details})
+        person.badge(badge)
+        assert person.page.locator("#cover-title").inner_text() == title
+        assert person.page.locator("#cover").is_visible() == bool(title)
+        assert serious_findings(person, axe) == [], state
+    person.page.evaluate("window.WebSocket = class { close() {} }; window.sockets.at(-1).close(4000)")
+    person.badge("Reconnecting")
+    assert "by itself" in person.page.locator("#cover-help").inner_text()
+    assert serious_findings(person, axe) == []
+
+
+def test_everything_can_be_done_with_the_keyboard(person: Watcher, tmp_path: Path) -> None:
+    page, keys = person.page, person.page.keyboard
+    assert page.evaluate("document.activeElement.id") == "prompt", "one can type at once"
+    rich_story(person)
+    keys.press("ArrowUp")
+    keys.press("ArrowUp")
+    assert page.locator("#prompt").input_value() == "Transition to a wide shot of the city at night"
+    keys.press("Escape")
+    keys.press("Escape")
+    keys.press("Space")
+    person.badge("Paused")
+    keys.press("Space")
+    person.badge("Live")
+    keys.press("e")
+    person.until(lambda: [one for one in person.events("ended") if one["command"] == "extend"])
+    keys.press("ArrowLeft")
+    person.badge("Looking back")
+    keys.press("l")
+    person.page.locator("#badge-text").filter(has_text="Looking back").wait_for(state="detached")
+    for key, name in (("p", ".png"), ("d", ".mp4")):
+        with page.expect_download() as download:
+            keys.press(key)
+        assert download.value.suggested_filename.endswith(name)
+        assert Path(download.value.path()).stat().st_size > 1000
+    keys.press("f")
+    person.until(lambda: page.evaluate("document.fullscreenElement?.id") == "stage")
+    keys.press("f")
+    person.until(lambda: not page.evaluate("document.fullscreenElement"))
+    remember_a_picture(person, tmp_path)
+    assert unreachable(person) == []
+    keys.press("/")
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    keys.press("Escape")
+    keys.press("x")
+    keys.press("Tab")
+    keys.press("Enter")
+    person.badge("Ready")
+
+
+def remember_a_picture(person: Watcher, folder: Path) -> None:
+    picture = folder / "wall.png"
+    Image.new("RGB", (90, 50), (200, 120, 40)).save(picture)
+    with person.page.expect_file_chooser() as chooser:
+        person.page.keyboard.press("a")
+    chooser.value.set_files(picture)
+    person.page.locator("#picture-dialog[open]").wait_for()
+    person.page.keyboard.type("an orange wall")
+    person.page.keyboard.press("Enter")
+    person.page.locator("#memory li").filter(has_text="Your picture").wait_for()
+
+
+def unreachable(person: Watcher) -> list[str]:
+    """Buttons and fields that can be seen and used, but not be reached by Tab."""
+    found: list[str] = person.page.evaluate(
+        """() => [...document.querySelectorAll("button, input, summary, a[href]")]
+            .filter((one) => one.checkVisibility() && !one.disabled)
+            .map((one, index) => { one.dataset.number = index; return one.outerHTML.slice(0, 100); })"""
+    )
+    person.page.evaluate("document.activeElement.blur()")
+    reached: set[str] = set()
+    for _ in range(len(found) + 3):
+        person.page.keyboard.press("Tab")
+        reached.add(person.page.evaluate("document.activeElement.dataset.number ?? ''"))
+    return [html for index, html in enumerate(found) if str(index) not in reached]

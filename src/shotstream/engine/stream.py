@@ -213,6 +213,8 @@ class Stream:
         preset = engine.preset
         self.memory = ShotMemory(preset.slab.context_frames, similarity=engine.similarity)
         self._maker = self._new_maker()
+        self._remembered: dict[FrameId, tuple[npt.NDArray[np.uint8], Tensor]] = {}
+        """Pictures and latents of what the newest cut remembered."""
         self._running: _RunningShot | None = None
         self._cut: _PendingCut | None = None
         self._pending_steers: list[str] = []
@@ -431,17 +433,25 @@ class Stream:
         )
 
     def _context(self, shot: _RunningShot, caption: str) -> Context:
-        """Encode the chosen frames, in one batch but each alone. Too few are repeated; none is a story's beginning."""
+        """Encode the chosen frames. Too few are repeated; none is a story's beginning."""
         chosen, device = shot.context, self.engine.model.device
         if not chosen:
             return self._empty_context(caption)
         filled = self._filled(chosen)
-        pixels = torch.from_numpy(np.stack([frame.pixels for frame in chosen]))[None]
-        latents = self.engine.codec.encode_frames(pixels)[:, [chosen.index(frame) for frame in filled]]
+        self._remembered = {frame.id: (frame.pixels, self._encoded(frame)) for frame in chosen}
+        latents = torch.cat([self._remembered[frame.id][1] for frame in filled], dim=1)
         ids = torch.tensor([[float(self._shot_id(frame, shot)) for frame in filled]], device=device)
         own = torch.tensor([float(max(1, shot.index))], device=device)
         captions = CaptionKV.stack([self.engine.caption_kv(frame.caption) for frame in filled])
         return Context(latents.float().to(device), ids, own, captions)
+
+    def _encoded(self, frame: MemoryFrame) -> Tensor:
+        """Its latent [1, 1, C, h, w]. Encoded alone, so that its bits do not depend on what else is remembered, and
+        once: most of what a cut remembers, the cut before remembered too."""
+        before = self._remembered.get(frame.id)
+        if before is not None and np.array_equal(before[0], frame.pixels):
+            return before[1]
+        return self.engine.codec.encode_frames(torch.from_numpy(frame.pixels)[None, None])
 
     def _filled(self, chosen: tuple[MemoryFrame, ...]) -> list[MemoryFrame]:
         """Exactly as many frames as the global cache holds, or none."""

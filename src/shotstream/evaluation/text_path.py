@@ -13,7 +13,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -85,17 +84,6 @@ def said_attributes(story: WorldStory, index: int, chunk: int) -> set[str]:
     """What the composed caption of a chunk says in words."""
     spec = story.shots[index]
     return set(spec.stated) | {change.attribute for change in spec.steers if change.chunk <= chunk}
-
-
-class LayerEncoder(MiniLMEncoder):
-    """MiniLM read after an earlier layer than its last; layer 6 is the last."""
-
-    def __init__(self, folder: Path | None = None, *, length: int = 64, layer: int = 6) -> None:
-        super().__init__(folder, length=length)
-        blocks = self._model.encoder.layer
-        if not 1 <= layer <= len(blocks):
-            raise ValueError(f"MiniLM has layers 1..{len(blocks)}, got layer {layer}")
-        self._model.encoder.layer = blocks[:layer]
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ S captions · L text positions · D width of a token state
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import html
 import importlib.util
@@ -41,6 +42,9 @@ class TextConfig:
     length: int = 64
     """Text positions that the DiT attends to; longer captions are refused."""
     width: int = 384
+    layers: int | None = None
+    """MiniLM: states are taken after so many of its layers; none: after the last. Late layers know what a sentence is
+    like and forget its words."""
 
     def __post_init__(self) -> None:
         if self.encoder not in ("minilm", "umt5"):
@@ -65,16 +69,25 @@ class TextEncoder(Protocol):
 
 
 class MiniLMEncoder:
-    """Token states of all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957), the last hidden layer."""
+    """Token states of all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957).
 
-    def __init__(self, folder: Path | None = None, *, length: int = 64, device: torch.device | str = "cpu") -> None:
+    `encode` gives the states after `layers` layers; `embed` always uses them all, as the model was trained to be used.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        length: int = 64,
+        layers: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """Load the model from ``folder``, else from the installed package, else from the hub.
 
-        Raises: ValueError if a file is missing or the weights are not the published ones.
+        Raises: ValueError if a file is missing, the weights are not the published ones or have fewer layers.
         """
         from tokenizers import Tokenizer
         from transformers.models.bert.configuration_bert import BertConfig
-        from transformers.models.bert.modeling_bert import BertModel
 
         self.folder = resolve_minilm(folder)
         self.device = torch.device(device)
@@ -82,14 +95,13 @@ class MiniLMEncoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         model_config = BertConfig.from_json_file(str(self.folder / "config.json"))
-        self.config = TextConfig(encoder="minilm", length=length, width=model_config.hidden_size)
-        with torch.device("meta"):  # no random initialisation: the caller's random state stays as it was
-            model = BertModel(model_config, add_pooling_layer=False)
-        model.load_state_dict(_verified_minilm_state(self.folder), assign=True)
-        # Position and segment ids are passed in: as buffers they would still lie on the meta device.
-        for name in ("position_ids", "token_type_ids"):
-            delattr(model.embeddings, name)
-        self._model = model.eval().requires_grad_(False).to(self.device)
+        self.config = TextConfig(encoder="minilm", length=length, width=model_config.hidden_size, layers=layers)
+        depth = model_config.num_hidden_layers
+        if layers is not None and not 1 <= layers <= depth:
+            raise ValueError(f"MiniLM has layers 1 to {depth}, got layers={layers}")
+        state = _verified_minilm_state(self.folder)
+        self._model = _bert(model_config, state, depth).to(self.device)
+        self._shallow = self._model if layers is None else _bert(model_config, state, layers).to(self.device)
 
     def count_tokens(self, caption: str) -> int:
         return len(self._tokenizer.encode(caption).ids)
@@ -97,15 +109,14 @@ class MiniLMEncoder:
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
         ids, lengths = _pad(self._token_ids(captions), self.device)
-        states = self._states(ids, lengths)
-        return _fill(states, lengths, self.config)
+        return _fill(self._states(self._shallow, ids, lengths), lengths, self.config)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Return one unit vector [S, D] per text, the mean of its token states: their dot product is a similarity."""
         ids, lengths = _pad(self._token_ids(texts), self.device)
         mask = _mask(lengths, ids.shape[1], self.device)
-        states = self._states(ids, lengths) * mask[..., None]
+        states = self._states(self._model, ids, lengths) * mask[..., None]
         return torch.nn.functional.normalize(states.sum(1) / mask.sum(1, keepdim=True), dim=-1)
 
     def _token_ids(self, captions: Sequence[str]) -> list[list[int]]:
@@ -115,9 +126,9 @@ class MiniLMEncoder:
             _check_length(caption, len(caption_ids), self.config.length)
         return ids
 
-    def _states(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    def _states(self, model: Any, ids: Tensor, lengths: Sequence[int]) -> Tensor:
         positions = torch.arange(ids.shape[1], device=self.device)[None]
-        output = self._model(
+        output = model(
             input_ids=ids,
             attention_mask=_mask(lengths, ids.shape[1], self.device),
             position_ids=positions,
@@ -203,7 +214,7 @@ def load_text_encoder(
     """
     encoder: TextEncoder
     if config.encoder == "minilm":
-        encoder = MiniLMEncoder(folder, length=config.length, device=device)
+        encoder = MiniLMEncoder(folder, length=config.length, layers=config.layers, device=device)
     elif folder is None:
         raise ValueError("the umT5 text encoder needs a weights folder, got none: pass --weights FOLDER")
     else:
@@ -343,6 +354,21 @@ def _verified_minilm_state(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not the published MiniLM: SHA-256 {digest}, expected {MINILM_SHA256}")
     unused = ("pooler.", "embeddings.position_ids")
     return {key: value for key, value in load_file(path).items() if not key.startswith(unused)}
+
+
+def _bert(config: Any, state: Mapping[str, Tensor], layers: int) -> Any:
+    """The first layers of a BERT, on the very tensors of `state`."""
+    from transformers.models.bert.modeling_bert import BertModel
+
+    config = copy.copy(config)
+    config.num_hidden_layers = layers
+    with torch.device("meta"):  # no random initialisation: the caller's random state stays as it was
+        model = BertModel(config, add_pooling_layer=False)
+    model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
+    # Position and segment ids are passed in: as buffers they would still lie on the meta device.
+    for name in ("position_ids", "token_type_ids"):
+        delattr(model.embeddings, name)
+    return model.eval().requires_grad_(False)
 
 
 def _not_empty(caption: str) -> str:

@@ -29,6 +29,7 @@ from shotstream import storyworld
 from shotstream.models.codec import Codec, to_uint8
 from shotstream.models.text import MiniLMEncoder, TextEncoder
 from shotstream.models.tiny_codec import TinyCodec
+from shotstream.presets import STORYWORLD
 from shotstream.training.data import CODEC_FILE, Captions, chunk_of_pixel, frames_ever_asked_for, write_shard
 from shotstream.training.randomness import generator_at
 
@@ -57,7 +58,8 @@ class LatentsRecipe:
     """Whole clips per story on average; 0.4 takes one of 40% of the stories."""
     height: int = 192
     width: int = 320
-    text_length: int = 64
+    text_length: int = STORYWORLD.text.length
+    text_layers: int | None = STORYWORLD.text.layers
     encode_batch: int = 16
     device: str = "cpu"
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -221,7 +223,9 @@ def make_shards(recipe: LatentsRecipe, shards: Sequence[int], *, until: float | 
     """Make the missing shards in order, none begun after `until` (time.monotonic). Returns how many."""
     torch.set_num_threads(threads)
     codec = TinyCodec.load(recipe.codec).to(recipe.device)
-    maker = ShardMaker(recipe, codec, MiniLMEncoder(length=recipe.text_length, device=recipe.device))
+    maker = ShardMaker(
+        recipe, codec, MiniLMEncoder(length=recipe.text_length, layers=recipe.text_layers, device=recipe.device)
+    )
     made = 0
     for shard in shards:
         if until is not None and time.monotonic() > until:

@@ -19,7 +19,6 @@ import torch
 
 from shotstream.evaluation.text_path import (
     CaptionSet,
-    LayerEncoder,
     ReadoutConfig,
     caption_set,
     encode_captions,
@@ -28,6 +27,7 @@ from shotstream.evaluation.text_path import (
     summary,
     train_readout,
 )
+from shotstream.models.text import MiniLMEncoder
 
 REQUIRED = 0.99
 
@@ -38,7 +38,7 @@ def check_layer(
     train: CaptionSet, test: CaptionSet, layer: int, configs: Sequence[ReadoutConfig], show: int
 ) -> list[dict[str, Any]]:
     """Accuracies on the held-out captions of readouts of one MiniLM layer."""
-    encoder = LayerEncoder(layer=layer)
+    encoder = MiniLMEncoder(layers=layer)
     log.info("layer %d: encoding %d captions", layer, len(train.captions) + len(test.captions))
     states, test_states = encode_captions(encoder, train.captions), encode_captions(encoder, test.captions)
     targets = torch.where(train.stated >= 0, train.stated, train.silent)

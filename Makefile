@@ -26,12 +26,14 @@ film: $(VENV)/core.stamp
 	@echo "contact sheet: out/film.png"
 	@if [ -n "$$DISPLAY" ] && command -v xdg-open >/dev/null; then xdg-open out/film.mp4; fi
 
+# The page's tests run apart, since they want the machine for themselves; without Chromium they are skipped, and say so.
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/server/browser
 
-# Needs Chromium (Debian: apt install chromium). Timing-sensitive: wants an idle machine.
+# Fails without Chromium (Debian: apt install chromium).
 browser-test: $(VENV)/dev.stamp
-	BROWSER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
+	BROWSER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/server/browser
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -226,7 +226,8 @@ class Watcher:
     def ended(self, text: str) -> Record:
         """What became of the newest instruction with these words."""
         sent = next(one["message"] for one in reversed(self.recorded("sent")) if one["message"].get("text") == text)
-        return self.until(lambda: next((e for e in self.events("ended") if e["id"] == sent["id"]), None))
+        found: Record = self.until(lambda: next((e for e in self.events("ended") if e["id"] == sent["id"]), None))
+        return found
 
     def until(self, look: Callable[[], Any], seconds: float = PATIENCE_MS / 1000) -> Any:
         """Look again and again until there is something to see. Raises AssertionError if nothing comes."""

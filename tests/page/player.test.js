@@ -122,6 +122,17 @@ test("the chunk on air that is sent again after a reconnect is not shown twice",
   assert.equal(buffer.ranges.length, 2);
 });
 
+test("nor is it where its shot has only just begun, while a new story with the same numbers is shown", async () => {
+  const { buffer, player } = await playing();
+  const header = await feed(player, 0, 0, 0);
+  player.append({ ...header, liveEdge: true }, { frames: 9 });
+  await settle();
+  assert.equal(buffer.ranges.length, 1);
+  player.append(header, { frames: 9 });
+  await settle();
+  assert.equal(buffer.ranges.length, 2);
+});
+
 test("every picture is named once, by its shot, chunk and place in the chunk", async () => {
   const { video, player, shown } = await playing();
   await feed(player, 0, 0, 0);

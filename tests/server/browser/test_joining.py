@@ -20,6 +20,12 @@ def begin(person: Watcher, text: str = "a fox walks along the beach") -> None:
     person.send("extend", num_chunks=60)  # however slow the machine, the shot runs on
 
 
+def cut(person: Watcher, text: str) -> None:
+    person.direct(text, "Shift+Enter")
+    person.receipt(text)
+    person.send("extend", num_chunks=60)
+
+
 def numbers(person: Watcher) -> list[int]:
     """Sequence numbers of the story's events, as they came."""
     messages = (one["message"] for one in person.recorded("events"))
@@ -65,7 +71,7 @@ def test_a_lost_connection_comes_back_with_every_event_once_and_live(enter: Ente
     other.until(other.pictures)
     seen = numbers(director)[-1]
     director.page.evaluate("window.sockets.at(-1).close(4000)")
-    other.direct("the city at night", "Shift+Enter")
+    cut(other, "the city at night")
     director.until(lambda: director.pictures()[-1]["shot"] == 1)
     joins = [one["message"] for one in director.recorded("sent") if one["message"]["kind"] == "join"]
     assert len(joins) == 2
@@ -85,8 +91,7 @@ def test_a_tab_that_slept_comes_back_to_what_is_on_air(enter: Enter) -> None:
     session = sleeper.context.new_cdp_session(sleeper.page)
     session.send("Page.setWebLifecycleState", {"state": "frozen"})
     director.page.wait_for_timeout(400)
-    director.direct("the city at night", "Shift+Enter")
-    director.receipt("the city at night")
+    cut(director, "the city at night")
     director.page.wait_for_timeout(1800)
     session.send("Page.setWebLifecycleState", {"state": "active"})
     before = len(sleeper.pictures())
@@ -105,8 +110,10 @@ def test_a_hidden_tab_returns_to_live_when_it_is_shown(enter: Enter) -> None:
     hide = """(state) => {
         const video = document.getElementById("video");
         if (state === "visible") delete video.play;
-        else video.play = async () => video.pause();  // as browsers do with silent video
-        video.play();
+        else {
+          video.play = async () => {};  // as browsers do with silent video
+          video.pause();
+        }
         Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
         document.dispatchEvent(new Event("visibilitychange"));
     }"""

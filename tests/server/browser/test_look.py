@@ -74,6 +74,7 @@ def rich_story(person: Watcher) -> None:
     ):
         person.direct(text, key)
         person.receipt(text)
+    person.send("extend", num_chunks=60)  # however slow the machine, the shot runs on
     person.page.locator("#memory li").first.wait_for()
 
 

@@ -206,13 +206,13 @@ export class Player {
     this.place(buffer, next);
   }
 
-  /** After a reconnect the chunk on air is sent again. @param {MediaHeader} header */
-  isDuplicate({ epoch, sequence, shot, chunk, take, start, newEpoch }) {
+  /** After a reconnect the chunk on air is sent again, even if its epoch began with it. @param {MediaHeader} header */
+  isDuplicate({ epoch, sequence, shot, chunk, take, start, newEpoch, liveEdge }) {
     /** @param {Segment} segment */
     const same = ({ header }) =>
       header.sequence === sequence && header.shot === shot && header.chunk === chunk && header.take === take &&
       header.start === start;
-    return !newEpoch && epoch === this.epoch && start < this.nextStart && this.segments.slice(-8).some(same);
+    return (!newEpoch || liveEdge) && epoch === this.epoch && start < this.nextStart && this.segments.slice(-8).some(same);
   }
 
   /** @param {SourceBuffer} buffer @param {Append} next */

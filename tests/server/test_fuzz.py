@@ -1,0 +1,297 @@
+"""Nonsense from the network: the same process answers afterwards, never with 500, and who watches does not notice.
+
+Short here; FUZZ=long runs for minutes and allows a bystander no stall that could be seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.live_browser import Server, serve
+
+from shotstream.server import protocol as p
+
+hypothesis = pytest.importorskip("hypothesis", reason="fuzzing needs hypothesis (pip install shotstream[dev])")
+schemathesis = pytest.importorskip("schemathesis", reason="fuzzing needs schemathesis (pip install shotstream[dev])")
+sync_client = pytest.importorskip("websockets.sync.client", reason="fuzzing needs websockets")
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test  # noqa: E402
+from websockets.exceptions import ConnectionClosed  # noqa: E402
+
+LONG = os.environ.get("FUZZ") == "long"
+STALL_S = 0.125 if LONG else 1.0
+"""The longest pause that a bystander may see; a busy machine makes some of its own."""
+FPS = 16
+COMMON: dict[str, Any] = {
+    "deadline": None,
+    "derandomize": not LONG,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+}
+SOCKET_SETTINGS = settings(max_examples=150 if LONG else 12, stateful_step_count=60 if LONG else 20, **COMMON)
+REST_SETTINGS = settings(max_examples=200 if LONG else 12, **COMMON)
+STORIES = ("one", "two", "three", "fo-ur", "fi_ve")
+
+_ids = itertools.count()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The server, and somebody who just watches
+
+
+class Bystander(threading.Thread):
+    """Directs a story of its own and notes when its chunks come."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.url = url
+        self.arrivals: list[tuple[float, p.MediaHeader]] = []
+        self.leaves = threading.Event()
+        self.problem = ""
+
+    def run(self) -> None:
+        try:
+            with sync_client.connect(self.url, max_size=None, compression=None) as socket:
+                socket.send(p.to_json(p.Join(story="bystander")))
+                socket.send(p.to_json(p.Start(id="bystander", text="a fox walks along the beach", num_chunks=1000)))
+                while not self.leaves.is_set():
+                    self.take(socket, socket.recv(timeout=20))
+        except (OSError, TimeoutError, ConnectionClosed) as error:
+            self.problem = f"{type(error).__name__}: {error}"
+
+    def take(self, socket: Any, message: str | bytes) -> None:
+        if isinstance(message, str):
+            return
+        header, _ = p.unpack_media(message)
+        if not header.flags & (p.MediaFlag.INIT | p.MediaFlag.SLATE):
+            self.arrivals.append((time.monotonic(), header))
+            socket.send(p.to_json(p.Ack(sequence=header.sequence)))
+
+    def longest_stall(self) -> float:
+        """Seconds without a picture, for a player without any store of its own."""
+        end, longest = self.arrivals[0][0], 0.0
+        for arrival, header in list(self.arrivals):
+            longest = max(longest, arrival - end)
+            end = max(end, arrival) + header.num_frames / FPS
+        return longest
+
+    def check(self) -> None:
+        """Raises AssertionError where something was missing, or came late."""
+        assert not self.problem, self.problem
+        sequences = [header.sequence for _, header in self.arrivals]
+        assert sequences == list(range(sequences[0], sequences[0] + len(sequences))), "every chunk, in order"
+        assert self.longest_stall() < STALL_S
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serve(command=[str(Path(__file__).with_name("fuzz_server.py"))]) as running:
+        yield running
+
+
+@pytest.fixture
+def bystander(server: Server) -> Iterator[Bystander]:
+    """Watches while a test runs, and is asked afterwards."""
+    watcher = Bystander(server.socket_url)
+    watcher.start()
+    deadline = time.monotonic() + 20
+    while not watcher.arrivals:
+        assert time.monotonic() < deadline, watcher.problem or "the bystander's story does not begin"
+        time.sleep(0.02)
+    began = start_time(server)
+    yield watcher
+    time.sleep(1.0)
+    watcher.leaves.set()
+    assert server.process.poll() is None
+    assert start_time(server) == began, "the same process"
+    watcher.check()
+
+
+def start_time(server: Server) -> str:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
+        lines: list[str] = answer.read().decode().splitlines()
+    return next(line for line in lines if line.startswith("shotstream_start_time_seconds"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The socket
+
+words = st.text(max_size=60)
+captions = st.one_of(words, st.sampled_from(["a fox", "now he jumps", "x" * 2000, "y" * 2001, "wort " * 300]))
+numbers = st.integers(-2, 2**31)
+small = st.integers(0, 5)
+ats = st.one_of(st.none(), st.builds(p.At, shot=small, chunk=small))
+frames = st.one_of(st.none(), st.builds(p.FrameRef, shot=st.integers(-1, 3), frame=st.integers(0, 90)))
+
+
+def commands() -> st.SearchStrategy[Any]:
+    """Commands with fields of the right kind, many of them beyond what is allowed."""
+    id = st.builds(lambda old, n: f"id{n % 3}" if old else f"id{next(_ids)}", st.booleans(), small)
+    return st.one_of(
+        st.builds(
+            p.Start, id=id, text=captions, global_caption=words, seed=numbers, num_chunks=st.one_of(st.none(), small)
+        ),
+        st.builds(p.Cut, id=id, text=captions, num_chunks=st.one_of(st.none(), small), at=ats),
+        st.builds(p.Steer, id=id, text=captions, at=ats),
+        st.builds(p.Extend, id=id, num_chunks=numbers),
+        st.builds(
+            p.Memory,
+            id=id,
+            action=st.sampled_from(["pin", "remove", "add"]),
+            frame=frames,
+            picture=words,
+            caption=words,
+        ),
+        st.builds(p.Branch, id=id, at=st.builds(p.At, shot=small, chunk=small)),
+        st.builds(p.Retake, id=id, shot=small),
+        st.builds(p.Cancel, id=id, target=id),
+        *(st.builds(cls, id=id) for cls in (p.Pause, p.Resume, p.Stop)),
+    )
+
+
+kinds = st.one_of(
+    st.sampled_from(["join", "ack", "start", "cut", "steer", "memory", "cancel", "hello", "status"]), words
+)
+leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), words)
+values = st.recursive(
+    leaves, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(words, inner, max_size=4))
+)
+objects = st.builds(
+    lambda kind, rest: {**rest, "kind": kind},
+    kinds,
+    st.dictionaries(st.one_of(st.sampled_from(["id", "text", "at", "frame", "sequence"]), words), values, max_size=5),
+)
+nonsense = st.one_of(
+    words, st.binary(max_size=200), objects.map(json.dumps), st.just("[" * 5000), st.just('"' + "x" * 70_000 + '"')
+)
+joins = st.builds(
+    p.Join,
+    protocol=st.sampled_from([1, 1, 1, 1, 2, 0]),
+    story=st.one_of(st.sampled_from(STORIES), st.sampled_from(STORIES), words),
+    token=words,
+    resume_from=st.one_of(st.none(), st.integers(-1, 50), numbers),
+)
+
+
+class Socket(RuleBasedStateMachine):
+    """People, and things that are none, at the socket of one server."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sockets: list[Any] = []
+
+    def has_socket(self) -> bool:
+        return bool(self.sockets)
+
+    def pick(self, which: int) -> Any:
+        return self.sockets[which % len(self.sockets)]
+
+    def send(self, which: int, message: str | bytes) -> None:
+        socket = self.pick(which)
+        try:
+            socket.send(message)
+        except ConnectionClosed:
+            self.sockets.remove(socket)
+
+    @rule(first=st.one_of(joins.map(p.to_json), joins.map(p.to_json), nonsense))
+    def enter(self, first: str | bytes) -> None:
+        if len(self.sockets) < 6:
+            self.sockets.append(sync_client.connect(self.url, max_size=None, compression=None))
+            self.send(-1, first)
+
+    @precondition(has_socket)
+    @rule(which=small, story=st.sampled_from(STORIES))
+    def come_again(self, which: int, story: str) -> None:
+        self.send(which, p.to_json(p.Join(story=story)))
+
+    @precondition(has_socket)
+    @rule(which=small, command=commands())
+    def command(self, which: int, command: p.Command) -> None:
+        self.send(which, p.to_json(command))
+
+    @precondition(has_socket)
+    @rule(which=small, sequence=st.one_of(small, numbers))
+    def acknowledge(self, which: int, sequence: int) -> None:
+        self.send(which, p.to_json(p.Ack(sequence=sequence)))
+
+    @precondition(has_socket)
+    @rule(which=small, message=nonsense)
+    def talk_nonsense(self, which: int, message: str | bytes) -> None:
+        self.send(which, message)
+
+    @precondition(has_socket)
+    @rule(which=small)
+    def listen(self, which: int) -> None:
+        with suppress(TimeoutError, ConnectionClosed):
+            for _ in range(20):
+                message = self.pick(which).recv(timeout=0.005)
+                if isinstance(message, str):
+                    p.parse_event(message)
+
+    @precondition(has_socket)
+    @rule(which=small, politely=st.booleans())
+    def leave(self, which: int, politely: bool) -> None:
+        socket = self.pick(which)
+        self.sockets.remove(socket)
+        if politely:
+            socket.close()
+        else:
+            socket.socket.close()
+
+    def teardown(self) -> None:
+        """Somebody new is served as if nothing had happened."""
+        for socket in self.sockets:
+            socket.socket.close()
+        with sync_client.connect(self.url, max_size=None, compression=None) as socket:
+            socket.send(p.to_json(p.Join(story=STORIES[0])))
+            hello, _ = p.parse_event(socket.recv(timeout=10))
+            assert isinstance(hello, p.Hello), hello
+            asked = p.Cancel(id=f"last{next(_ids)}", target="nothing")
+            socket.send(p.to_json(asked))
+            assert ended(socket, asked.id).outcome == "failed"
+
+
+def ended(socket: Any, id: str) -> p.Ended:
+    """What became of a command. Raises TimeoutError if nothing is said about it."""
+    while True:
+        message = socket.recv(timeout=10)
+        event = p.parse_event(message)[0] if isinstance(message, str) else None
+        if isinstance(event, p.Ended) and event.id == id:
+            return event
+
+
+def test_the_socket_takes_everything_that_people_and_machines_send(server: Server, bystander: Bystander) -> None:
+    Socket.url = server.socket_url
+    run_state_machine_as_test(Socket, settings=SOCKET_SETTINGS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# REST
+
+
+@pytest.fixture
+def api(server: Server, bystander: Bystander) -> Any:
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+routes = schemathesis.pytest.from_fixture("api")
+
+
+@routes.parametrize()
+@REST_SETTINGS
+def test_no_request_ends_in_a_server_error(case: Any) -> None:
+    assert case.call().status_code < 500

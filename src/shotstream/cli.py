@@ -119,6 +119,15 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--writer-model", metavar="NAME", help="openai: the model; its key is OPENAI_API_KEY")
     parser.add_argument("--slots", type=int, help="how many stories may be live (default: as many as are fast enough)")
     parser.add_argument("--max-viewers", type=int, default=64)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where stories are kept; default: SHOTSTREAM_DATA")
+    parser.add_argument(
+        "--durable",
+        choices=("process", "power"),
+        default="process",
+        help="what stories survive: the end of the process at any moment, or also that of the machine (slower)",
+    )
+    parser.add_argument("--story-quota", type=float, default=16.0, metavar="GIB", help="for one story (default 16)")
+    parser.add_argument("--quota", type=float, default=256.0, metavar="GIB", help="for all stories (default 256)")
     _add_preset_options(parser)
 
 

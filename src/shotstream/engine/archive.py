@@ -93,7 +93,7 @@ class Archive(Protocol):
     """Keeps one story. Every method may be called from any thread."""
 
     def load(self) -> Saved:
-        """What is kept so far. Commands that had not ended are ended, as failed, by the first call."""
+        """What is kept so far. Commands that had not ended are ended, as failed."""
         ...
 
     def record(self, batch: Batch) -> int:

@@ -147,11 +147,15 @@ class Worker:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """End the thread; a chunk that is being made is abandoned."""
+        self.end()
+        self._thread.join(timeout_s)
+
+    def end(self) -> None:
+        """Keep and announce nothing more from now on; the thread ends soon."""
         with self._changed:
             self._closed = True
             self._unwanted.set()
             self._changed.notify_all()
-        self._thread.join(timeout_s)
 
     # ------------------------------------------------------------------------------------------- for all other threads
 
@@ -170,7 +174,7 @@ class Worker:
     def poll(self) -> None:
         """Let the director notice that time has passed. Call it a few times a second."""
         with self._changed:
-            if self._unsaved and time.monotonic() >= self._retry_at:
+            if self._unsaved and not self._closed and time.monotonic() >= self._retry_at:
                 self._save()
             self._put(self._director.poll(time.monotonic()))
             self._interrupt_if_unwanted()
@@ -414,7 +418,7 @@ class Worker:
 
     def _put(self, events: list[Event], command: Command | None = None) -> None:
         """Keep events, then announce them."""
-        if not events:
+        if not events or self._closed:
             return
         ready = {(e.shot, e.chunk): self._chunks[e.shot, e.chunk] for e in events if isinstance(e, ChunkReady)}
         opened = {e.shot: self._openings[e.shot] for e in events if isinstance(e, ShotOpened)}

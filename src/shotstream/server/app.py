@@ -10,10 +10,11 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from fastapi import Cookie, Depends, FastAPI, HTTPException, Request, Response, WebSocket
@@ -22,6 +23,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
+from shotstream.engine.archive import ArchiveError
 from shotstream.engine.stream import Engine
 from shotstream.engine.worker import Encode, warm_up
 from shotstream.engine.writer import Composer, OpenAIConfig, OpenAIWriter, PassthroughWriter, TemplateWriter, Writer
@@ -42,6 +44,7 @@ from shotstream.server.protocol import (
 )
 from shotstream.server.security import COOKIE, Access, Bucket, Guard, Security, SecurityConfig
 from shotstream.server.session import Broadcast, Show, Studio, Viewer
+from shotstream.server.store import Store, StoreConfig
 from shotstream.server.suggestions import suggestions
 from shotstream.story import CHUNKS_PER_SHOT
 
@@ -66,6 +69,8 @@ class ServeConfig:
     writer: WriterName = "template"
     openai: OpenAIConfig | None = None
     """For the writer `openai`."""
+    data: StoreConfig | None = None
+    """Where stories are kept; none: in a folder that goes when the server does."""
     slots: int | None = None
     """How many stories may be live; none: as many as the engine turns out to be fast enough for."""
 
@@ -74,11 +79,13 @@ class ServeConfig:
             raise ValueError("the writer openai needs an endpoint and a model: --writer-url and --writer-model")
 
 
-def create_app(config: ServeConfig, load_engine: Callable[[], Engine]) -> FastAPI:
-    """The whole server as an ASGI application.
+def create_app(
+    config: ServeConfig, load_engine: Callable[[], Engine], *, reached: Callable[[str], None] = lambda point: None
+) -> FastAPI:
+    """The whole server as an ASGI application. Raises ValueError where the data folder cannot be used.
 
     Args: load_engine is called once, in a thread, after the server has begun to answer. What it raises as ValueError or
-        OSError is shown to viewers.
+        OSError is shown to viewers. reached is told named points of the work, for tests that end the process there.
     """
     security = Security(config.security)
     encoder = ChunkEncoder(config.preset.width, config.preset.height, config.preset.fps)
@@ -86,12 +93,15 @@ def create_app(config: ServeConfig, load_engine: Callable[[], Engine]) -> FastAP
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        door.studio = studio = Studio(_broadcast(config.preset, encoder), writer_name=config.writer)
-        opening = asyncio.create_task(_open(studio, config, load_engine))
-        yield
-        opening.cancel()
-        door.close_all()
-        await studio.close()
+        with _store(config, reached) as store:
+            door.studio = studio = Studio(
+                _broadcast(config.preset, encoder), store, writer_name=config.writer, reached=reached
+            )
+            opening = asyncio.create_task(_open(studio, config, load_engine))
+            yield
+            opening.cancel()
+            door.close_all()
+            await studio.close()
 
     app = FastAPI(title="shotstream", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, security=security)
@@ -101,6 +111,15 @@ def create_app(config: ServeConfig, load_engine: Callable[[], Engine]) -> FastAP
     if STATIC.is_dir():
         app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")
     return app
+
+
+@contextmanager
+def _store(config: ServeConfig, reached: Callable[[str], None]) -> Iterator[Store]:
+    if config.data is not None:
+        yield Store(config.data, config.preset, reached=reached)
+        return
+    with TemporaryDirectory(prefix="shotstream-") as folder:
+        yield Store(StoreConfig(folder=Path(folder)), config.preset, reached=reached)
 
 
 def _broadcast(preset: Preset, encoder: ChunkEncoder) -> Broadcast:
@@ -223,7 +242,7 @@ class Door:
             return None
         try:
             return join, access, self._show(studio, join.story, access)
-        except ValueError as error:
+        except (ValueError, ArchiveError) as error:
             await _refuse(socket, Error(code="unavailable", message=str(error), fatal=True))
             return None
 
@@ -286,6 +305,8 @@ def _handle(text: str, viewer: Viewer, show: Show, commands: Bucket) -> Error | 
         show.command(message)
     except ValueError as problem:
         return Error(code="duplicate", message=str(problem), id=message.id)
+    except ArchiveError as problem:
+        return Error(code="unavailable", message=str(problem), id=message.id)
     return None
 
 

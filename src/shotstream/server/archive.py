@@ -154,7 +154,6 @@ class StoryArchive:
         self._seq = int(row["seq"]) if row else 0
         self._file: TakeFile | None = None
         self._file_node = 0
-        self._recovered = False
 
     @property
     def exists(self) -> bool:
@@ -434,12 +433,13 @@ class StoryArchive:
     # ------------------------------------------------------------------------------------------------------- going on
 
     def load(self) -> Saved:
-        """What is kept so far. The first call ends, as failed, the commands that a crash left without an ending."""
+        """What is kept so far. Ends, as failed, the commands that a crash left without an ending.
+
+        To be called while no worker is at it.
+        """
         if not self.exists:
             return Saved()
-        if not self._recovered:
-            self._end_what_was_pending()
-            self._recovered = True
+        self._end_what_was_pending()
         row = self._row()
         head = None
         if row["running"] and row["head"] is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
+from shotstream.engine.archive import ArchiveError
 from shotstream.engine.fake import FAKE
 from shotstream.engine.stream import Engine
 from shotstream.engine.writer import OpenAIConfig
@@ -22,6 +23,7 @@ from shotstream.presets import Preset, get_preset
 from shotstream.server.app import ServeConfig, create_app
 from shotstream.server.protocol import MAX_SOCKET_BYTES
 from shotstream.server.security import SecurityConfig, is_loopback
+from shotstream.server.store import GIB, Store, StoreConfig, default_folder
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,10 @@ class Server(uvicorn.Server):
 def serve(options: argparse.Namespace, load_engine: Callable[[], Engine]) -> None:
     """Serve until interrupted. Raises ValueError for options that do not go together."""
     config = serve_config(options)
+    try:
+        Store(config.data, config.preset).close() if config.data else None  # before a model is loaded for nothing
+    except ArchiveError as error:
+        raise ValueError(str(error)) from error
     security = config.security
     if security.is_exposed and not security.tls:
         log.warning("others can reach this server without TLS: what they type and see can be read on the way")
@@ -117,7 +123,21 @@ def serve_config(options: argparse.Namespace) -> ServeConfig:
         max_viewers=options.max_viewers,
     )
     return ServeConfig(
-        preset=_preset(options.preset), security=security, writer=options.writer, openai=openai, slots=options.slots
+        preset=_preset(options.preset),
+        security=security,
+        writer=options.writer,
+        openai=openai,
+        data=_store_config(options),
+        slots=options.slots,
+    )
+
+
+def _store_config(options: argparse.Namespace) -> StoreConfig:
+    return StoreConfig(
+        folder=options.data or default_folder(),
+        durable=options.durable,
+        max_story_bytes=round(options.story_quota * GIB),
+        max_bytes=round(options.quota * GIB),
     )
 
 

@@ -1,8 +1,9 @@
 """A live story and the people who watch it.
 
-Everything here runs on the event loop and computes nothing: commands go into the worker, what comes out is numbered,
-kept for those who reconnect, and handed to every viewer. Events are never left out. Chunks are: a viewer that has not
-acknowledged three of them gets only the newest once it catches up, and is told about the gap.
+Everything here runs on the event loop and computes nothing: commands go into the worker; what comes out is kept and
+numbered already (`archive.py`), and is handed to every viewer. A story that was kept from before opens paused. Events
+are never left out. Chunks are: a viewer that has not acknowledged three of them gets only the newest once it catches
+up, and is told about the gap.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ import itertools
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from shotstream.engine.director import DirectorConfig, NotWritten, Viewers, Written
+from shotstream.engine.archive import ArchiveError, Batch
+from shotstream.engine.direction import DirectorConfig, NotWritten, Viewers, Written
+from shotstream.engine.director import Director
 from shotstream.engine.stream import Engine
 from shotstream.engine.worker import Delivery, Encode, Pace, Worker
 from shotstream.engine.writer import Writer
+from shotstream.server.archive import StoryArchive
 from shotstream.server.protocol import (
     PROTOCOL_VERSION,
     Accepted,
+    Branch,
     Cancel,
     ChunkReady,
     Command,
@@ -37,22 +42,24 @@ from shotstream.server.protocol import (
     MediaHeader,
     Metrics,
     PresetInfo,
+    Resume,
+    Retake,
     ServerMessage,
     Start,
     Status,
     Steer,
     Stop,
     StorySnapshot,
+    Undo,
     pack_media,
     to_json,
 )
+from shotstream.server.store import Store
 
 log = logging.getLogger(__name__)
 
 CREDITS = 3
 """Chunks that may be on their way to a viewer without having been acknowledged."""
-KEPT_EVENTS = 4096
-"""For viewers who reconnect. Who was away for longer gets along with the snapshot."""
 MAX_BACKLOG = 4096
 """A viewer that is so many events behind is disconnected; it can come back and resume."""
 POLL_S = 0.05
@@ -61,6 +68,10 @@ ABANDONED_S = 30.0
 """A story that nobody has watched for so long gives its slot to one that somebody wants to begin."""
 REAL_TIME_RATE = 21.0
 """Frames per second of work that one live story is given: 16, and air for cuts."""
+
+_NEEDS_A_SLOT = (Start, Resume, Branch, Retake, Undo)
+_Written = Start | Cut | Steer | Branch
+"""What a writer has to put into words."""
 
 Role = Literal["director", "watcher"]
 Send = Callable[[str | bytes], Awaitable[None]]
@@ -170,17 +181,21 @@ class Broadcast:
 
 
 class Show:
-    """One story: its worker once there is an engine, its numbered events, its viewers."""
+    """One story: its archive, its worker once there is an engine, its viewers."""
 
     def __init__(self, name: str, studio: Studio) -> None:
         self.name, self._studio = name, studio
         self.viewers: set[Viewer] = set()
         self.worker: Worker | None = None
-        self.seq = 0
-        self._log: deque[tuple[int, str]] = deque(maxlen=KEPT_EVENTS)
+        self.archive = studio.store.story(name)
+        saved = self.archive.load()
+        self.seq = self.archive.seq
         self._packets: deque[Packet] = deque(maxlen=3)
-        self._snapshot = StorySnapshot(status=studio.status)
-        self._writing: asyncio.Queue[Start | Cut | Steer] = asyncio.Queue()
+        if saved.head is not None:
+            self._packets.append(_last_packet(self.archive, saved.head.take.node, saved.head.take.made_chunks - 1))
+        self._snapshot = replace(Director(saved=saved).snapshot(0.0), status=studio.status)
+        self._writing: asyncio.Queue[_Written] = asyncio.Queue()
+        self._trouble = ""
         self._latency_ms: float | None = None
         self._late_chunks = 0
         self._empty_since = studio.loop.time()
@@ -220,6 +235,11 @@ class Show:
         self._count_viewers()
 
     @property
+    def is_live(self) -> bool:
+        """Whether it takes a slot: it is running, and not just kept from before."""
+        return self.worker is not None and self.worker.busy and not self.worker.dormant
+
+    @property
     def is_abandoned(self) -> bool:
         """Whether nobody has watched for a while."""
         return not self.viewers and self._studio.loop.time() - self._empty_since > ABANDONED_S
@@ -231,13 +251,13 @@ class Show:
 
     def _missed(self, resume_from: int | None) -> list[str]:
         """The events after a number, or none where they are not kept so far back."""
-        if resume_from is None or resume_from >= self.seq or not self._log or self._log[0][0] > resume_from + 1:
+        if resume_from is None or resume_from >= self.seq:
             return []
-        return [message for seq, message in self._log if seq > resume_from]
+        return [message for seq, message in self.archive.events(resume_from) or () if seq <= self.seq]
 
     def _on_air(self, snapshot: StorySnapshot) -> list[Packet]:
         """What is on the screen now and after it; the last picture where the story stands still, none once it ended."""
-        if not snapshot.shots or self.worker is None or not self.worker.busy:
+        if not snapshot.shots or (self.worker is not None and not self.worker.busy):
             return []
         packets = [p for p in self._packets if p.header.epoch == snapshot.epoch]
         clock = snapshot.status.clock_frame
@@ -246,13 +266,16 @@ class Show:
     # --------------------------------------------------------------------------------------------------------- commands
 
     def command(self, command: Command) -> None:
-        """Take a command from a director. Raises ValueError for an id that was used before."""
+        """Take a command from a director.
+
+        Raises ValueError for an id that was used before, ArchiveError while nothing can be kept.
+        """
         queue = self._studio.queue
         if self.worker is None and self._studio.status.state == "error":
             self._answer(command, "failed", self._studio.status.detail)
-        elif isinstance(command, Start) and not self._studio.has_room_for(self):
+        elif isinstance(command, _NEEDS_A_SLOT) and not self._studio.has_room_for(self):
             if any(show is self for show, _ in queue):
-                self._answer(command, "failed", "a start is waiting already")
+                self._answer(command, "failed", "another command waits for a free slot already")
                 return
             queue.append((self, command))
             self._studio.announce_queue()
@@ -271,10 +294,10 @@ class Show:
         """Hand a command to the worker, and to the writer what needs words."""
         assert self.worker is not None
         self.worker.submit(command)
-        if isinstance(command, (Start, Cut, Steer)):
+        if isinstance(command, (Start, Cut, Steer)) or (isinstance(command, Branch) and command.text.strip()):
             self._writing.put_nowait(command)
 
-    def _waiting_start(self, command: Stop | Cancel) -> Start | None:
+    def _waiting_start(self, command: Stop | Cancel) -> Command | None:
         for show, start in self._studio.queue:
             if show is self and (isinstance(command, Stop) or command.target == start.id):
                 return start
@@ -285,7 +308,7 @@ class Show:
         self._answer(command, "failed", reason)
 
     def _answer(self, command: Command, outcome: Literal["applied", "superseded", "failed"], reason: str) -> None:
-        text = command.text if isinstance(command, (Start, Cut, Steer)) else ""
+        text = command.text if isinstance(command, (Start, Cut, Steer, Branch)) else ""
         self._say(
             [
                 Accepted(id=command.id, command=command.kind, text=text),
@@ -316,6 +339,8 @@ class Show:
         self.worker = worker
         worker.start()
         self._count_viewers()
+        if worker.dormant:
+            self._say([self._look().status])
 
     def wake(self) -> None:
         """Called by the worker, from any thread."""
@@ -331,19 +356,28 @@ class Show:
             return self._snapshot
         deliveries, snapshot = self.worker.look()
         self._send(deliveries)
-        return snapshot if self.worker.busy or snapshot.status.state == "error" else self._with_queue(snapshot)
+        live = self.worker.busy and not (self.worker.dormant and self._studio.is_waiting(self))
+        return snapshot if live or snapshot.status.state == "error" else self._with_queue(snapshot)
 
     def _with_queue(self, snapshot: StorySnapshot) -> StorySnapshot:
         return replace(snapshot, status=self._studio.status_of(self))
 
-    def _say(self, events: Iterable[Event]) -> None:
-        self._send([Delivery(event) for event in events])
+    def _say(self, events: Sequence[Event]) -> None:
+        """Announce what the worker does not: in its turn, and kept like everything else."""
+        if self.worker is not None:
+            self.worker.say(events)
+            return
+        try:
+            first = self.archive.record(Batch(events=events))
+        except ArchiveError as error:
+            log.error("%s", error)
+            first = self.archive.number(events)
+        self._send([Delivery(event, seq=seq) for seq, event in enumerate(events, start=first)])
 
     def _send(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
-            self.seq += 1
-            message = to_json(delivery.event, seq=self.seq)
-            self._log.append((self.seq, message))
+            self.seq = delivery.seq
+            message = to_json(delivery.event, seq=delivery.seq)
             for viewer in self.viewers:
                 viewer.tell(message)
             self._note(delivery)
@@ -386,10 +420,16 @@ class Show:
             if worker is None:
                 continue
             worker.poll()
+            self._tell_trouble(worker.trouble)
             if count % round(METRICS_S / POLL_S) == 0:
                 self._studio.room_may_be_free()
             if worker.busy and count % round(METRICS_S / POLL_S) == 0:
                 self._measure(worker)
+
+    def _tell_trouble(self, reason: str) -> None:
+        if reason and reason != self._trouble:
+            self.tell_all(Error(code="unavailable", message=reason))
+        self._trouble = reason
 
     def _measure(self, worker: Worker) -> None:
         late = worker.late_chunks
@@ -415,7 +455,7 @@ class Show:
 
     def set_status(self, status: Status) -> None:
         """What the server says while the story itself is not running."""
-        if self.worker is None or not self.worker.busy:
+        if self.worker is None or not self.worker.busy or self._studio.is_waiting(self):
             self._say([status])
 
     async def close(self) -> None:
@@ -426,25 +466,36 @@ class Show:
 
 
 class Studio:
-    """All stories of one server: the engine they share, the slots there are, who waits for one."""
+    """All live stories of one server: the engine they share, the slots there are, who waits for one."""
 
-    def __init__(self, broadcast: Broadcast, *, writer_name: str, max_stories: int = 16) -> None:
-        self.broadcast, self.writer_name, self._max_stories = broadcast, writer_name, max_stories
+    def __init__(
+        self,
+        broadcast: Broadcast,
+        store: Store,
+        *,
+        writer_name: str,
+        max_stories: int = 16,
+        reached: Callable[[str], None] = lambda point: None,
+    ) -> None:
+        self.broadcast, self.store = broadcast, store
+        self.writer_name, self._max_stories, self._reached = writer_name, max_stories, reached
         self.loop = asyncio.get_running_loop()
         self.status = Status(state="loading")
         self.shows: dict[str, Show] = {}
-        self.queue: list[tuple[Show, Start]] = []
+        self.queue: list[tuple[Show, Command]] = []
         self.counters = Counters()
         self.slots = 0
         self.writer: Writer | None = None
         self._engine: Engine | None = None
         self._pace: Pace | None = None
         self._turn = threading.Lock()
-        self._server_ids = itertools.count(1)
         self._closing: set[asyncio.Task[None]] = set()
 
     def show(self, name: str) -> Show:
-        """The story of this name. Raises ValueError where there are too many already."""
+        """The story of this name.
+
+        Raises: ValueError where there are too many already, ArchiveError if it cannot be read.
+        """
         if name not in self.shows:
             if len(self.shows) >= self._max_stories:
                 self._forget_one()
@@ -454,13 +505,19 @@ class Studio:
 
     def _forget_one(self) -> None:
         for name, show in self.shows.items():
-            if not show.viewers and not (show.worker and show.worker.busy):
-                del self.shows[name]
-                closing = self.loop.create_task(show.close())
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+            if not show.viewers and not show.is_live:
+                self._forget(name)
                 return
         raise ValueError(f"there are {self._max_stories} stories already: join one of them")
+
+    def _forget(self, name: str) -> None:
+        """Whoever asks for this story gets it from the store again."""
+        show = self.shows.pop(name)
+        if show.worker is not None:
+            show.worker.end()
+        closing = self.loop.create_task(show.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     def set_status(self, status: Status) -> None:
         """Loading, warming, ready, or why not."""
@@ -497,18 +554,36 @@ class Studio:
             expected_chunk_s=self._pace.chunk_s,
         )
         encode = self.broadcast.new_encoder()
-        show.begin(Worker(self._engine, self.writer, encode, config=config, wake=show.wake, turn=self._turn))
+        try:
+            worker = Worker(
+                self._engine,
+                self.writer,
+                encode,
+                config=config,
+                wake=show.wake,
+                turn=self._turn,
+                archive=show.archive,
+                reached=self._reached,
+            )
+        except ArchiveError as error:
+            show.set_status(Status(state="error", detail=str(error)))
+            return
+        show.begin(worker)
 
     # ------------------------------------------------------------------------------------------------------------ slots
 
     def has_room_for(self, show: Show) -> bool:
         """Whether a story may run: it is running already, or a slot is free and nobody waits for it."""
-        if show.worker is not None and show.worker.busy:
+        if show.is_live:
             return True
         return show.worker is not None and self._num_live() < self.slots and not self.queue
 
     def _num_live(self) -> int:
-        return sum(show.worker is not None and show.worker.busy for show in self.shows.values())
+        return sum(show.is_live for show in self.shows.values())
+
+    def is_waiting(self, show: Show) -> bool:
+        """Whether a story waits for a slot."""
+        return any(waiting is show for waiting, _ in self.queue)
 
     def room_may_be_free(self) -> None:
         """Let those who wait begin, in order."""
@@ -521,15 +596,17 @@ class Studio:
         while self.queue and self._num_live() < self.slots:
             show, start = self.queue.pop(0)
             if show.worker is not None and show.viewers:
-                show.submit(start)
+                with suppress(ValueError, ArchiveError):  # its id was used, or the disk is full: the others go on
+                    show.submit(start)
                 admitted = True
         if admitted:
             self.announce_queue()
 
     def _end_unwatched(self) -> None:
-        for show in self.shows.values():
-            if self.queue and self.slots and show.worker is not None and show.worker.busy and show.is_abandoned:
-                show.submit(Stop(id=f"server-{next(self._server_ids)}"))
+        """Somebody waits: a story that nobody watches gives its slot away, and opens paused when it is wanted again."""
+        for name, show in list(self.shows.items()):
+            if self.queue and self.slots and show.is_live and show.is_abandoned:
+                self._forget(name)
 
     def status_of(self, show: Show) -> Status:
         """What to tell the viewers of a story that is not running."""
@@ -551,6 +628,23 @@ class Studio:
 
     async def close(self) -> None:
         await asyncio.gather(*(show.close() for show in self.shows.values()))
+        self.store.close()
+
+
+def _last_packet(archive: StoryArchive, node: int, chunk: int) -> Packet:
+    """The last chunk of a kept story, so that whoever joins sees where it is."""
+    take, stored = archive.take(node).take, archive.chunks(node)[chunk]
+    header = MediaHeader(
+        flags=MediaFlag.NEW_EPOCH,
+        num_frames=stored.num_frames,
+        shot=take.shot,
+        chunk=chunk,
+        take=take.take,
+        sequence=stored.sequence,
+        epoch=stored.epoch,
+        start=stored.start,
+    )
+    return Packet(header, archive.media(node, chunk))
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -155,3 +155,219 @@ def test_a_story_left_after_any_chunk_goes_on_as_if_it_had_not_been(film: Open, 
     for place, one in zip(places, expected, strict=True):
         assert archive.media(*place) == one.frames.tobytes()
         assert np.array_equal(archive.latent(*place), one.latent[0].numpy()), "bit for bit"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tree
+
+
+def _two_shots(film: Open) -> Set:
+    """Takes 1 (steered at chunk 2) and 2."""
+    one = film()
+    one.give(m.Start, "a", text="a fox", seed=5, num_chunks=4)
+    one.give(m.Steer, "b", text="he waves", at=m.At(shot=0, chunk=2))
+    one.give(m.Cut, "c", text="the city", num_chunks=3, at=m.At(shot=0, chunk=4))
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and (e.shot, e.chunk) == (1, 2))
+    one.holds()
+    return one
+
+
+def _new_chunks(one: Set, before: int) -> list[tuple[m.ChunkReady, bytes]]:
+    return [(event, media) for event, media in one.chunks if event.sequence > before]
+
+
+def test_a_retake_says_and_steers_the_same_at_the_same_chunks_with_other_noise(film: Open, tiny_engine: Engine) -> None:
+    one = _two_shots(film)
+    one.give(m.Retake, "d", node=1)
+    assert one.ended("d").outcome == "applied"
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 3 and e.chunk == 3)
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox", num_chunks=4, take=1)
+    expected = [next(stream), next(stream)]
+    stream.steer("he waves")
+    expected += list(stream)
+    made = _new_chunks(one, 7)
+    assert [media for _, media in made] == [chunk.frames.tobytes() for chunk in expected]
+    assert [event.caption for event, _ in made] == [e.caption for e, _ in one.chunks[:4]]
+    assert [event.take for event, _ in made] == [1] * 4
+    snapshot = one.snapshot
+    assert [(t.node, t.parent, t.take, t.live) for t in snapshot.takes] == [
+        (1, None, 0, False), (2, 1, 0, False), (3, None, 1, True),
+    ]  # fmt: skip
+    assert [card.node for card in snapshot.shots] == [3]
+    assert [mark.chunk for mark in snapshot.shots[0].steers] == [2], "its marks show what it repeats"
+
+
+def test_a_retake_of_a_later_shot_remembers_what_the_take_before_did(film: Open, tiny_engine: Engine) -> None:
+    one = _two_shots(film)
+    one.give(m.Retake, "d", node=2)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 3 and e.chunk == 2)
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox", num_chunks=4)
+    next(stream), next(stream)
+    stream.steer("he waves")
+    list(stream)
+    stream.cut("the city", num_chunks=3, take=1)
+    assert [media for _, media in _new_chunks(one, 7)] == [chunk.frames.tobytes() for chunk in stream]
+    old, new = (one.archive.remembered(node) for node in (2, 3))
+    assert [f.id for f in old] == [f.id for f in new]
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(old, new, strict=True))
+
+
+def test_a_branch_inside_a_shot_opens_another_one_there_and_survives_a_restart(film: Open, tiny_engine: Engine) -> None:
+    one = _two_shots(film)
+    one.give(m.Branch, "d", node=1, chunk=2, text="the beach", num_chunks=4)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 3 and e.chunk == 1)
+    made = _new_chunks(one, 7)
+    again = film()
+    assert [(t.node, t.parent, t.parent_frames, t.live) for t in again.snapshot.takes] == [
+        (1, None, None, True), (2, 1, 45, False), (3, 1, 21, True),
+    ]  # fmt: skip
+    assert [(card.node, card.made_chunks) for card in again.snapshot.shots][0] == (1, 2), "as far as it is told"
+    kept = again.snapshot.shots[1].made_chunks
+    again.give(m.Resume, "e")
+    again.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 3 and e.chunk == 3)
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox", num_chunks=2)
+    list(stream)
+    stream.cut("the beach", num_chunks=4, take=1)
+    expected = [chunk.frames.tobytes() for chunk in stream]
+    assert [again.archive.media(3, chunk) for chunk in range(4)] == expected
+    assert [media for _, media in made][:2] == expected[:2]
+    assert [media for _, media in again.chunks] == expected[kept:]
+
+
+def test_undoing_a_steer_goes_on_as_if_it_had_not_been_said(film: Open, tiny_engine: Engine) -> None:
+    one = film()
+    one.give(m.Start, "a", text="a fox", seed=5, num_chunks=4)
+    one.give(m.Steer, "b", text="he waves", at=m.At(shot=0, chunk=2))
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 3)
+    one.holds()
+    one.give(m.Undo, "c")
+    assert one.ended("c").chunk == 2
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 2 and e.chunk == 3)
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox", num_chunks=4)
+    expected = [chunk.frames.tobytes() for chunk in stream]
+    assert [media for _, media in _new_chunks(one, 4)] == expected[2:]
+    assert [one.archive.media(2, chunk) for chunk in range(4)] == expected, "it shares the first two"
+    assert {event.epoch for event, _ in _new_chunks(one, 4)} == {1}, "everything was shown: nothing is void"
+    one.give(m.Undo, "d")
+    assert "first shot" in one.ended("d").reason
+
+
+def test_undoing_a_cut_goes_on_with_the_shot_before(film: Open) -> None:
+    one = _two_shots(film)
+    one.give(m.Undo, "d")
+    assert one.ended("d").outcome == "applied"
+    snapshot = one.snapshot
+    assert snapshot.head == 1
+    assert [card.node for card in snapshot.shots] == [1]
+    one.give(m.Extend, "e", num_chunks=1)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and (e.node, e.chunk) == (1, 4))
+    again = film()
+    assert again.snapshot.head == 1
+    assert again.snapshot.shots[0].made_chunks == 5
+
+
+def test_what_ran_is_void_when_the_story_goes_back_in_the_middle_of_it(film: Open) -> None:
+    one = film(fps=64)
+    one.give(m.Start, "a", text="a fox", num_chunks=40)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 3)
+    pending = one.give(m.Steer, "b", text="he waves", at=m.At(shot=0, chunk=30))
+    one.give(m.Branch, "c", node=1, chunk=1)
+    assert one.ended(pending).outcome == "superseded"
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 2 and e.chunk == 2)
+    first = next(event for event, _ in one.chunks if event.node == 2)
+    before = [event for event, _ in one.chunks if event.node == 1]
+    assert (first.chunk, first.epoch) == (1, before[-1].epoch + 1)
+    assert first.start <= before[-1].start + before[-1].num_frames
+    same = next(media for event, media in one.chunks if event.node == 1 and event.chunk == 1)
+    assert next(media for event, media in one.chunks if event.node == 2) == same, "the same place, the same frames"
+
+
+def test_a_stopped_story_can_be_gone_on_with_and_another_one_begun_beside_it(film: Open) -> None:
+    one = _two_shots(film)
+    one.give(m.Stop, "s")
+    again = film()
+    assert again.snapshot.status.state == "idle", "what was stopped does not come back by itself"
+    assert not again.worker.busy
+    again.give(m.Start, "n", text="a bear", num_chunks=2)
+    again.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 3 and e.chunk == 1)
+    again.holds()
+    again.give(m.Stop, "t")
+    again.give(m.Branch, "u", node=2)
+    assert again.ended("u").outcome == "applied"
+    again.give(m.Cut, "v", text="the beach", num_chunks=1)
+    assert again.ended("v").shot == 2
+    assert [card.node for card in again.snapshot.shots] == [1, 2, 4]
+
+
+def test_hidden_takes_stay_and_can_be_shown_again(film: Open) -> None:
+    one = _two_shots(film)
+    frame = one.archive.remembered(2)[0]
+    one.give(m.Memory, "p", action="pin", frame=m.FrameRef(shot=frame.id[0], frame=frame.id[1]))
+    one.ended("p")
+    one.give(m.Hide, "h", node=2)
+    assert "live" in one.ended("h").reason
+    one.give(m.Retake, "r", node=1)
+    one.ended("r")
+    one.give(m.Hide, "i", node=1)
+    one.ended("i")
+    again = film()
+    assert [(t.node, t.hidden) for t in again.snapshot.takes] == [(1, True), (2, True), (3, False)]
+    again.give(m.Hide, "j", node=2, hidden=False)
+    again.ended("j")
+    assert [t.hidden for t in again.snapshot.takes] == [True, False, False]
+    again.give(m.Branch, "k", node=2)
+    again.give(m.Resume, "l")
+    again.give(m.Cut, "m", text="the beach", num_chunks=1)
+    again.ended("m")
+    assert frame.id in [(f.shot, f.frame) for f in again.snapshot.shots[-1].context if f.reason == "pinned"]
+
+
+def test_memory_is_as_it_was_after_a_restart(film: Open, tiny_engine: Engine) -> None:
+    def direct(one: Set) -> None:
+        one.give(m.Cut, "z", text="the beach", num_chunks=1)
+        one.ended("z")
+
+    one = _two_shots(film)
+    one.give(m.Memory, "p", action="remove", frame=m.FrameRef(shot=0, frame=0))
+    one.give(m.Memory, "q", action="pin", frame=m.FrameRef(shot=1, frame=4))
+    one.ended("q")
+    again = film()
+    again.give(m.Resume, "r")
+    direct(again)
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox", num_chunks=4)
+    next(stream), next(stream)
+    stream.steer("he waves")
+    list(stream)
+    stream.cut("the city", num_chunks=3)
+    list(stream)
+    stream.forget((0, 0))
+    stream.pin((1, 4))
+    stream.cut("the beach", num_chunks=1)
+    chunk = next(stream)
+    assert again.chunks[-1][1] == chunk.frames.tobytes()
+    kept = again.archive.remembered(3)
+    assert [(f.id, f.reason) for f in kept] == [(f.id, f.reason) for f in chunk.context]
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(kept, chunk.context, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (m.Branch(id="x", node=9), "no take 9"),
+        (m.Branch(id="x", node=1, chunk=5), "has 4 chunks"),
+        (m.Branch(id="x", node=1, chunk=0), "say what"),
+        (m.Retake(id="x", node=7), "no take 7"),
+        (m.Hide(id="x", node=7), "no take 7"),
+    ],
+)
+def test_places_that_do_not_exist_are_named_in_words(film: Open, command: m.Command, reason: str) -> None:
+    one = _two_shots(film)
+    one.worker.submit(command)
+    ended = one.ended("x")
+    assert ended.outcome == "failed"
+    assert reason in ended.reason

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from shotstream.engine.retelling import film_shot, retell
 from shotstream.engine.stream import Chunk, Engine, Stream
 from shotstream.engine.video import ShotSampler, VideoWriter, check_writable, write_sheet
 from shotstream.models.text import CachedTextEncoder, MiniLMEncoder, TextEncoder
@@ -40,8 +41,7 @@ class FilmReport:
 def film(stream: Stream, story: Story) -> Iterator[Chunk]:
     """Cut and steer as the story says and yield its chunks; the stream's global caption must be the story's."""
     for shot in story.shots:
-        stream.cut(shot.caption, num_chunks=shot.num_chunks, steers=shot.steers)
-        yield from stream
+        yield from film_shot(stream, shot)
 
 
 def generate(
@@ -59,14 +59,19 @@ def generate(
         console.print(f"[yellow]notice:[/] {unknown}", highlight=False, soft_wrap=True)
     rows: list[ShotSampler] = []
     with writer, _FilmProgress(story, console) as progress:
-        stream = engine.stream(seed=seed, global_caption=story.global_caption)
-        for chunk in film(stream, story):
+        for chunk in _chunks(engine, story, seed):
             writer.write(chunk.frames)
             _sample(rows, chunk, story)
             progress.advance(chunk)
     if sheet is not None:
         write_sheet(rows, sheet)
     return progress.report()
+
+
+def _chunks(engine: Engine, story: Story, seed: int) -> Iterator[Chunk]:
+    if story.is_exact:
+        return retell(engine, replace(story, seed=seed))
+    return film(engine.stream(seed=seed, global_caption=story.global_caption), story)
 
 
 def check_captions(engine: Engine, story: Story) -> None:
@@ -96,7 +101,9 @@ def num_pixel_frames(num_chunks: int) -> int:
 def _sample(rows: list[ShotSampler], chunk: Chunk, story: Story) -> None:
     if chunk.index == 0:
         shot = story.shots[chunk.shot]
-        rows.append(ShotSampler(_sheet_caption(story, chunk.shot), num_frames=num_pixel_frames(shot.num_chunks)))
+        whole = num_pixel_frames(shot.num_chunks)
+        shown = shot.making.frames if shot.making is not None else None
+        rows.append(ShotSampler(_sheet_caption(story, chunk.shot), num_frames=whole if shown is None else shown))
     rows[-1].add(chunk.frames)
 
 

@@ -21,6 +21,8 @@ CaptionStyle = Literal["natural", "reference"]
 
 CHUNKS_PER_SHOT = 7
 """Chunks of a full-length shot: 21 latent frames, 81 pixel frames."""
+PICTURE = -1
+"""Stands in a `Recall` where a shot's id would."""
 
 _SENTENCE_END = (".", "!", "?", "…", '"', "。", "！", "？")
 
@@ -32,10 +34,58 @@ class Steer:
     chunk: int
     """Chunk of the shot from which on the instruction holds, from 0."""
     caption: str
+    replaces: bool = False
+    """It takes the place of the shot's caption and earlier steers, instead of being added to them."""
 
     def __post_init__(self) -> None:
         _check_caption(self.caption, "a steer")
         _check_count(self.chunk, "a steer's chunk", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recall:
+    """A frame that a shot remembers."""
+
+    id: int
+    """Of the shot that showed it, see `Making.id`; PICTURE for one of the story's own pictures."""
+    frame: int
+    """Pixel frame of that shot, or number of the picture, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Making:
+    """How a shot was made, for making the very same frames again; exported stories have one for every shot."""
+
+    id: int
+    """Other shots of the file name it by this."""
+    number: int
+    """Place in its own story, from 0; takes of one shot share it."""
+    take: int = 0
+    recalls: tuple[Recall, ...] = ()
+    """What it remembers, in order."""
+    frames: int | None = None
+    """How many of its frames are part of the film; none: all."""
+    seed: int | None = None
+    """None: the story's."""
+    global_caption: str | None = None
+    """None: the story's."""
+
+    def __post_init__(self) -> None:
+        _check_count(self.id, "a shot's id", minimum=1)
+        _check_count(self.number, "a shot's number", minimum=0)
+        _check_count(self.take, "a shot's take", minimum=0)
+        for count in (self.frames, self.seed):
+            if count is not None:
+                _check_count(count, "a shot's frames or seed", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A picture of a person's own that shots remember."""
+
+    caption: str
+    png: str
+    """Base64 of a PNG file, in the size of the video."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +96,8 @@ class Shot:
     steers: tuple[Steer, ...] = ()
     """In the order in which they take effect."""
     num_chunks: int = CHUNKS_PER_SHOT
+    making: Making | None = None
+    """None: it follows the shot before it, and remembers what the memory chooses."""
 
     def __post_init__(self) -> None:
         _check_caption(self.caption, "a shot")
@@ -59,7 +111,19 @@ class Shot:
 
     def steers_at(self, chunk: int) -> tuple[str, ...]:
         """Return the captions of the steers in force while ``chunk`` is made."""
-        return tuple(steer.caption for steer in self.steers if steer.chunk <= chunk)
+        return self.in_force(chunk)[1]
+
+    def in_force(self, chunk: int) -> tuple[str, tuple[str, ...]]:
+        """Return the shot's caption, and its steers, while ``chunk`` is made."""
+        caption, steers = self.caption, list[str]()
+        for steer in self.steers:
+            if steer.chunk > chunk:
+                break
+            if steer.replaces:
+                caption, steers = steer.caption, []
+            else:
+                steers.append(steer.caption)
+        return caption, tuple(steers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +135,10 @@ class Story:
     """People, places and look of the whole story; may be empty."""
     name: str = ""
     seed: int | None = None
+    pictures: tuple[Picture, ...] = ()
+    """That shots recall."""
+    order: tuple[int, ...] = ()
+    """Ids of shots as the film shows them, if that is not once each in the order of `shots`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shots", tuple(self.shots))
@@ -80,6 +148,30 @@ class Story:
             raise ValueError(f"global_caption must be text, got {self.global_caption!r}")
         if self.seed is not None:
             _check_count(self.seed, "a story's seed", minimum=0)
+        self._check_makings()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every shot says how it was made: filming it again gives the very same frames."""
+        return self.shots[0].making is not None
+
+    def _check_makings(self) -> None:
+        """Shots recall frames of shots before them in the file."""
+        makings = [shot.making for shot in self.shots if shot.making is not None]
+        if len(makings) not in (0, len(self.shots)):
+            raise ValueError("either every shot says how it was `made`, or none does")
+        earlier = set[int]()
+        for making in makings:
+            if making.id in earlier:
+                raise ValueError(f"two shots have the id {making.id}: give each its own")
+            for recall in making.recalls:
+                if recall.id != PICTURE and recall.id not in earlier:
+                    raise ValueError(f"shot {making.id} recalls shot {recall.id}, which is not before it in the file")
+                if recall.id == PICTURE and not 0 <= recall.frame < len(self.pictures):
+                    raise ValueError(f"shot {making.id} recalls picture {recall.frame} of {len(self.pictures)}")
+            earlier.add(making.id)
+        if unknown := [id for id in self.order if id not in earlier]:
+            raise ValueError(f"`order` names shot {unknown[0]}, which is not in the file")
 
     def with_chunks(self, num_chunks: int) -> Story:
         """Return the story with every shot ``num_chunks`` long; steers that would come too late raise ValueError."""
@@ -87,10 +179,12 @@ class Story:
 
     def caption_at(self, shot_index: int, chunk: int, *, style: CaptionStyle = "natural") -> str:
         """Return the composed caption in force at ``chunk`` of shot ``shot_index`` (both from 0)."""
-        shot = self.shots[shot_index]
-        return compose_caption(
-            self.global_caption, shot.caption, shot.steers_at(chunk), style=style, shot_index=shot_index
-        )
+        shot, global_caption = self.shots[shot_index], self.global_caption
+        if shot.making is not None:
+            shot_index = shot.making.number
+            global_caption = global_caption if shot.making.global_caption is None else shot.making.global_caption
+        caption, steers = shot.in_force(chunk)
+        return compose_caption(global_caption, caption, steers, style=style, shot_index=shot_index)
 
 
 def compose_caption(
@@ -130,14 +224,18 @@ def read_story(path: str | os.PathLike[str]) -> Story:
         raise ValueError(f"{path}: {error}") from error
 
 
+def story_yaml(story: Story) -> str:
+    """A story as the text of a YAML file."""
+    return yaml.safe_dump(_story_to_dict(story), sort_keys=False, allow_unicode=True, width=100)
+
+
 def write_story(story: Story, path: str | os.PathLike[str]) -> None:
     """Write a story as YAML or JSON, chosen by the suffix; an existing file is replaced only once all is written."""
     path = Path(path)
-    content = _story_to_dict(story)
     if path.suffix.lower() == ".json":
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(_story_to_dict(story), indent=2, ensure_ascii=False) + "\n"
     elif path.suffix.lower() in (".yaml", ".yml"):
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+        text = story_yaml(story)
     else:
         raise ValueError(f"{path}: a story is written as .yaml, .yml or .json, got suffix {path.suffix!r}")
     partial = path.with_name(path.name + ".partial")
@@ -218,15 +316,15 @@ def _parse(path: Path) -> Mapping[str, Any]:
 
 
 def _story_from_dict(content: Mapping[str, Any], default_name: str) -> Story:
-    _check_keys(content, {"shots", "global_caption", "name", "seed"}, "a story")
-    shots = content.get("shots") or []
-    if not isinstance(shots, list):
-        raise ValueError(f"`shots` must be a list, got {shots!r}")
+    _check_keys(content, {"shots", "global_caption", "name", "seed", "pictures", "order"}, "a story")
+    shots = _list(content, "shots")
     return Story(
         shots=tuple(_shot_from_entry(entry, index) for index, entry in enumerate(shots)),
         global_caption=_text(content, "global_caption"),
         name=_text(content, "name") or default_name,
         seed=content.get("seed"),
+        pictures=tuple(_picture_from_entry(entry) for entry in _list(content, "pictures")),
+        order=tuple(_number(id) for id in _list(content, "order")),
     )
 
 
@@ -236,14 +334,12 @@ def _shot_from_entry(entry: Any, index: int) -> Shot:
             return Shot(caption=entry)
         if not isinstance(entry, Mapping):
             raise ValueError(f"expected a caption or a mapping with `caption`, got {entry!r}")
-        _check_keys(entry, {"caption", "steers", "num_chunks"}, "a shot")
-        steers = entry.get("steers") or []
-        if not isinstance(steers, list):
-            raise ValueError(f"`steers` must be a list, got {steers!r}")
+        _check_keys(entry, {"caption", "steers", "num_chunks", "made"}, "a shot")
         return Shot(
             caption=_text(entry, "caption"),
-            steers=tuple(_steer_from_entry(steer) for steer in steers),
+            steers=tuple(_steer_from_entry(steer) for steer in _list(entry, "steers")),
             num_chunks=entry.get("num_chunks", CHUNKS_PER_SHOT),
+            making=_making_from_entry(entry["made"]) if "made" in entry else None,
         )
     except ValueError as error:
         raise ValueError(f"shot {index}: {error}") from error
@@ -252,16 +348,52 @@ def _shot_from_entry(entry: Any, index: int) -> Shot:
 def _steer_from_entry(entry: Any) -> Steer:
     if not isinstance(entry, Mapping):
         raise ValueError(f"a steer must have `chunk` and `caption`, got {entry!r}")
-    _check_keys(entry, {"chunk", "caption"}, "a steer")
+    _check_keys(entry, {"chunk", "caption", "replaces"}, "a steer")
     if "chunk" not in entry:
         raise ValueError(f"steer {entry.get('caption')!r} lacks `chunk`, the chunk at which it takes effect")
-    return Steer(chunk=entry["chunk"], caption=_text(entry, "caption"))
+    return Steer(chunk=entry["chunk"], caption=_text(entry, "caption"), replaces=entry.get("replaces", False) is True)
+
+
+def _making_from_entry(entry: Any) -> Making:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"`made` must be a mapping with `id` and `shot`, got {entry!r}")
+    _check_keys(entry, {"id", "shot", "take", "recalls", "frames", "seed", "global_caption"}, "`made`")
+    return Making(
+        id=entry.get("id", 0),
+        number=entry.get("shot", -1),
+        take=entry.get("take", 0),
+        recalls=tuple(_recall_from_entry(recall) for recall in _list(entry, "recalls")),
+        frames=entry.get("frames"),
+        seed=entry.get("seed"),
+        global_caption=_text(entry, "global_caption") if "global_caption" in entry else None,
+    )
+
+
+def _recall_from_entry(entry: Any) -> Recall:
+    what, _, frame = str(entry).partition(" frame ")
+    kind, _, id = what.partition(" ")
+    if kind == "picture" and id.isdecimal():
+        return Recall(id=PICTURE, frame=int(id))
+    if kind == "shot" and id.isdecimal() and frame.isdecimal():
+        return Recall(id=int(id), frame=int(frame))
+    raise ValueError(f"a shot recalls 'shot ID frame NUMBER' or 'picture NUMBER', got {entry!r}")
+
+
+def _picture_from_entry(entry: Any) -> Picture:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"a picture must have `png` and `caption`, got {str(entry)[:40]!r}")
+    _check_keys(entry, {"png", "caption"}, "a picture")
+    return Picture(caption=_text(entry, "caption"), png=_text(entry, "png"))
 
 
 def _story_to_dict(story: Story) -> dict[str, Any]:
     header = {"name": story.name, "global_caption": story.global_caption, "seed": story.seed}
     content: dict[str, Any] = {key: value for key, value in header.items() if value not in ("", None)}
     content["shots"] = [_shot_to_dict(shot) for shot in story.shots]
+    if story.order:
+        content["order"] = list(story.order)
+    if story.pictures:
+        content["pictures"] = [{"caption": picture.caption, "png": picture.png} for picture in story.pictures]
     return content
 
 
@@ -270,7 +402,26 @@ def _shot_to_dict(shot: Shot) -> dict[str, Any]:
     if shot.num_chunks != CHUNKS_PER_SHOT:
         content["num_chunks"] = shot.num_chunks
     if shot.steers:
-        content["steers"] = [{"chunk": steer.chunk, "caption": steer.caption} for steer in shot.steers]
+        content["steers"] = [_steer_to_dict(steer) for steer in shot.steers]
+    if shot.making is not None:
+        content["made"] = _making_to_dict(shot.making)
+    return content
+
+
+def _steer_to_dict(steer: Steer) -> dict[str, Any]:
+    content: dict[str, Any] = {"chunk": steer.chunk, "caption": steer.caption}
+    return {**content, "replaces": True} if steer.replaces else content
+
+
+def _making_to_dict(making: Making) -> dict[str, Any]:
+    content: dict[str, Any] = {"id": making.id, "shot": making.number, "take": making.take}
+    optional = {"frames": making.frames, "seed": making.seed, "global_caption": making.global_caption}
+    content |= {key: value for key, value in optional.items() if value is not None}
+    if making.recalls:
+        content["recalls"] = [
+            f"picture {recall.frame}" if recall.id == PICTURE else f"shot {recall.id} frame {recall.frame}"
+            for recall in making.recalls
+        ]
     return content
 
 
@@ -279,6 +430,18 @@ def _join_sentences(parts: Sequence[str], *, strip: bool = True) -> str:
     kept = [part.strip() if strip else part for part in parts if part.strip()]
     closed = [part if part.rstrip().endswith(_SENTENCE_END) else part.rstrip() + "." for part in kept[:-1]]
     return " ".join([*closed, *kept[-1:]])
+
+
+def _number(value: Any) -> int:
+    _check_count(value, "an id in `order`", minimum=1)
+    return int(value)
+
+
+def _list(content: Mapping[str, Any], key: str) -> list[Any]:
+    value = content.get(key) or []
+    if not isinstance(value, list):
+        raise ValueError(f"`{key}` must be a list, got {value!r}")
+    return value
 
 
 def _text(content: Mapping[str, Any], key: str) -> str:

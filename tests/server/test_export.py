@@ -1,0 +1,153 @@
+"""What was directed can be taken along, in formats that other programs read."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from tests.server.kept_story import KeptStory, film_a_tree  # type: ignore[import-not-found]
+
+from shotstream.engine import messages as m
+from shotstream.engine.pictures import thumbnail
+from shotstream.engine.retelling import retell
+from shotstream.engine.stream import Engine
+from shotstream.server.archive import StoryArchive
+from shotstream.server.export import NothingMade, captions, cut_list, decode, export, story, timeline
+from shotstream.story import compose_caption, read_story, write_story
+
+
+@pytest.fixture(scope="module")
+def kept(tiny_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptStory]:
+    kept = KeptStory(tiny_engine, tmp_path_factory.mktemp("data"))
+    noise = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
+    film_a_tree(kept, picture=thumbnail(noise))
+    yield kept
+    kept.close()
+
+
+def _latents(archive: StoryArchive, node: int, num_chunks: int) -> list[bytes]:
+    return [archive.latent(node, chunk).tobytes() for chunk in range(num_chunks)]
+
+
+def _decoded(path: Path) -> tuple[list[float], list[np.ndarray]]:
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+        return [float(frame.time) for frame in frames], [frame.to_ndarray(format="rgb24") for frame in frames]
+
+
+def test_without_a_cut_list_the_live_path_is_exported(kept: KeptStory) -> None:
+    clips = cut_list(kept.archive)
+    assert [(clip.node, clip.num_frames) for clip in clips] == [(1, 33), (3, 9), (5, 21)]
+    assert sum(clip.num_frames for clip in clips) == kept.archive.info().num_frames
+
+
+def test_a_cut_list_mixes_takes_in_any_order(kept: KeptStory) -> None:
+    clips = cut_list(kept.archive, [4, 2, 4, 3])
+    assert [(clip.node, clip.num_frames) for clip in clips] == [(4, 9), (2, 21), (4, 9), (3, 9)]
+    with pytest.raises(ValueError, match="no take 9"):
+        cut_list(kept.archive, [9])
+
+
+def test_nothing_is_exported_of_a_story_that_has_not_begun(kept: KeptStory) -> None:
+    with pytest.raises(NothingMade):
+        cut_list(kept.archive, [])
+
+
+def test_the_mp4_has_the_very_pictures_that_were_sent_in_even_time(kept: KeptStory, tmp_path: Path) -> None:
+    clips = cut_list(kept.archive, [2, 1, 3])
+    export(kept.archive, clips, "mp4", tmp_path / "film.mp4")
+    times, pictures = _decoded(tmp_path / "film.mp4")
+    info = kept.archive.info()
+    sent = [decode(kept.archive, info, chunk)[:count] for clip in clips for chunk, count in clip.pieces]
+    assert times == pytest.approx([index / 16 for index in range(len(times))])
+    np.testing.assert_array_equal(np.stack(pictures), np.concatenate(sent))
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        assert float(container.duration / av.time_base) == pytest.approx(len(times) / 16, abs=0.01)
+        assert container.streams.video[0].average_rate == 16
+
+
+@pytest.mark.parametrize("nodes", [None, [4, 2, 1, 2], [5, 3]])
+def test_the_story_file_makes_the_same_frames_again(
+    kept: KeptStory, tiny_engine: Engine, tmp_path: Path, nodes: list[int] | None
+) -> None:
+    clips = cut_list(kept.archive, nodes)
+    write_story(story(kept.archive, clips), tmp_path / "story.yaml")
+    again = list(retell(tiny_engine, read_story(tmp_path / "story.yaml")))
+    pieces = [piece for clip in clips for piece in clip.pieces]
+    assert [len(chunk.frames) for chunk in again] == [count for _, count in pieces]
+    assert [chunk.caption for chunk in again] == [chunk.caption for chunk, _ in pieces]
+    for chunk, (stored, _) in zip(again, pieces, strict=True):
+        np.testing.assert_array_equal(chunk.latent[0].numpy(), kept.archive.latent(stored.node, stored.chunk))
+
+
+def test_captions_that_were_shortened_are_written_as_they_were_read(tiny_engine: Engine, tmp_path: Path) -> None:
+    kept = KeptStory(tiny_engine, tmp_path / "data")
+    kept.direct(m.Start, text="a fox " * 40, seed=1, num_chunks=1, global_caption="in the snow")
+    kept.hold()
+    kept.direct(m.Cut, text="a fox", num_chunks=3)
+    kept.direct(m.Steer, text="he waves " * 15, at=m.At(shot=1, chunk=1))
+    kept.direct(m.Steer, text="he sings " * 20, at=m.At(shot=1, chunk=2))
+    kept.hold()
+    clips = cut_list(kept.archive)
+    again = list(retell(tiny_engine, story(kept.archive, clips)))
+    stored = [chunk for clip in clips for chunk in clip.chunks]
+    whole = compose_caption("in the snow", stored[-1].shot_caption, stored[-1].steers)
+    assert stored[-1].caption != whole, "nothing was left out: the test does not test"
+    assert [chunk.caption for chunk in again] == [chunk.caption for chunk in stored]
+    assert [chunk.latent[0].numpy().tobytes() for chunk in again] == [
+        data for clip in clips for data in _latents(kept.archive, clip.node, len(clip.chunks))
+    ]
+    kept.close()
+
+
+def test_the_sheet_has_a_row_per_clip(kept: KeptStory, tmp_path: Path) -> None:
+    heights = []
+    for nodes in ([2], [2, 3, 4]):
+        export(kept.archive, cut_list(kept.archive, nodes), "png", tmp_path / "sheet.png")
+        heights.append(Image.open(tmp_path / "sheet.png").height)
+    assert heights[1] > 2.5 * heights[0]
+
+
+def test_webvtt_has_a_cue_for_every_caption_in_force(kept: KeptStory) -> None:
+    text = captions(kept.archive, cut_list(kept.archive))
+    header, *cues = text.strip().split("\n\n")
+    assert header == "WEBVTT"
+    assert [cue.split("\n")[1:] for cue in cues] == [
+        ["00:00:00.000 --> 00:00:00.562", "in the snow. a fox"],
+        ["00:00:00.562 --> 00:00:01.312", "in the snow. a fox. he waves"],
+        ["00:00:01.312 --> 00:00:02.062", "in the snow. a fox sleeps"],
+        ["00:00:02.062 --> 00:00:02.625", "in the snow. the city"],
+        ["00:00:02.625 --> 00:00:03.938", "in the snow. a bear"],
+    ]
+
+
+def test_opentimelineio_reads_the_cuts(kept: KeptStory) -> None:
+    opentimelineio = pytest.importorskip("opentimelineio", reason="reading timelines needs opentimelineio")
+    clips = cut_list(kept.archive, [1, 3, 4])
+    read = opentimelineio.adapters.read_from_string(timeline(kept.archive, clips), "otio_json")
+    found = list(read.find_clips())
+    starts = [clip.range_in_parent().start_time.to_frames() for clip in found]
+    assert starts == [0, 33, 42]
+    assert [clip.duration().to_frames() for clip in found] == [33, 9, 9]
+    assert read.duration().to_seconds() == pytest.approx(51 / 16)
+    assert [clip.available_range().duration.to_frames() for clip in found] == [33, 21, 9]
+    assert [clip.media_reference.target_url for clip in found] == ["take-1.mp4", "take-3.mp4", "take-4.mp4"]
+    assert [int(marker.marked_range.start_time.value) for marker in found[0].markers] == [9, 21]
+
+
+def test_the_bundle_has_the_film_and_every_file_that_its_timeline_names(kept: KeptStory, tmp_path: Path) -> None:
+    export(kept.archive, cut_list(kept.archive), "zip", tmp_path / "film.zip")
+    with zipfile.ZipFile(tmp_path / "film.zip") as bundle:
+        names = set(bundle.namelist())
+        film = io.BytesIO(bundle.read("main.mp4"))
+    takes = {"take-1.mp4", "take-3.mp4", "take-5.mp4"}
+    assert names == {"main.mp4", "main.png", "main.yaml", "main.otio", "main.vtt", *takes}
+    with av.open(film) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 63
+    assert [file.name for file in tmp_path.iterdir()] == ["film.zip"]

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,17 +63,23 @@ class Server:
 
 
 @contextmanager
-def serve(*arguments: str, command: Sequence[str] = ("-m", "shotstream.cli", "serve")) -> Iterator[Server]:
-    """Run the server until the block ends. Raises RuntimeError if it ends by itself or does not get ready."""
+def serve(
+    *arguments: str, command: Sequence[str] = ("-m", "shotstream.cli", "serve"), log: Path | None = None
+) -> Iterator[Server]:
+    """Run the server until the block ends. Raises RuntimeError if it ends by itself or does not get ready.
+
+    Args: log is a file for what the server writes to stderr; None: where everything goes.
+    """
     port = free_port()
-    process = subprocess.Popen([sys.executable, *command, "--port", str(port), *arguments], stdout=subprocess.DEVNULL)
-    server = Server(f"http://127.0.0.1:{port}", process)
-    try:
+    with ExitStack() as stack:
+        stderr = stack.enter_context(log.open("wb")) if log else None
+        arguments = ("--port", str(port), *arguments)
+        process = subprocess.Popen([sys.executable, *command, *arguments], stdout=subprocess.DEVNULL, stderr=stderr)
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
+        server = Server(f"http://127.0.0.1:{port}", process)
         _wait_until_ready(server)
         yield server
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def free_port() -> int:

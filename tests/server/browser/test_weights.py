@@ -28,7 +28,7 @@ def studio(browser: Any) -> Iterator[Server]:
 
 
 def test_the_shipped_model_is_directed_live(browser: Any, studio: Server) -> None:
-    person = Watcher(browser, studio, "main", reads_barcodes=False)
+    person = Watcher(browser, studio, "main", reads_barcodes=False, color_scheme="dark")
     try:
         person.badge("Ready")
         suggestion = person.page.locator("#suggestions button").first
@@ -47,7 +47,7 @@ def test_the_shipped_model_is_directed_live(browser: Any, studio: Server) -> Non
         assert max(levels) - min(levels) > 20, "a picture, not a flat colour"
         assert {frame["shot"] for frame in person.events("shot_opened")[-1]["context"]} == {0}
         (ROOT / "out" / "screenshots").mkdir(parents=True, exist_ok=True)
-        person.page.screenshot(path=ROOT / "out" / "screenshots" / "storyworld-desktop-dark.png")
+        person.page.screenshot(path=ROOT / "out" / "screenshots" / "storyworld-desktop.png")
     finally:
         person.close()
 

@@ -8,7 +8,7 @@ const STATUS = { state: "live", detail: "", late_ms: 0, queue_position: null, cl
 
 const hello = (fields = {}, snapshot = {}) => ({
   kind: "hello", protocol: 1, viewer: "v", story: "main", role: "director", seq: 0, replayed: 0, preset: PRESET, writer: "template",
-  snapshot: { status: STATUS, global_caption: "", seed: 0, epoch: 0, shots: [], pending: [], memory: [], ...snapshot },
+  snapshot: { status: STATUS, global_caption: "", seed: 0, epoch: 0, shots: [], head: null, takes: [], pending: [], memory: [], ...snapshot },
   ...fields,
 });
 const card = (shot) => ({ shot, take: 0, start: 90 * shot, text: `shot ${shot}`, caption: "", num_chunks: 7, made_chunks: 0, context: [], steers: [], thumbnail: "" });
@@ -116,4 +116,18 @@ test("no action changes the state before it", () => {
   const copy = structuredClone(before);
   [message(accepted(2)), message(ended(3)), message(chunk(4, 0, 1)), presented(0, 1, 9)].reduce(reduce, before);
   assert.deepEqual(before, copy);
+});
+
+test("going back shows the way that leads there, and every take stays in the tree", () => {
+  const at = (node, shot) => ({ ...card(shot), node });
+  const take = (node, parent) => ({ node, parent, shot: 0, take: 0, num_chunks: 7, made_chunks: 2, hidden: false, live: true });
+  const tree = { shots: [at(1, 0), at(2, 1)], head: 2, takes: [take(1, null), take(2, 1)] };
+  const state = run(
+    open,
+    message(hello({}, tree)),
+    message({ kind: "tree", seq: 1, head: 1, takes: [], shots: [at(1, 0)], opening: true }),
+    message({ ...opened(2, 1), node: 3, parent: 1 }),
+  );
+  assert.deepEqual(state.shots.map((one) => one.node), [1, 3]);
+  assert.deepEqual(state.takes.map((one) => [one.node, one.live]), [[1, true], [2, false], [3, true]]);
 });

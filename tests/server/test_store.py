@@ -223,7 +223,8 @@ def test_a_branch_inside_a_shot_opens_another_one_there_and_survives_a_restart(f
     assert [(t.node, t.parent, t.parent_frames, t.live) for t in again.snapshot.takes] == [
         (1, None, None, True), (2, 1, 45, False), (3, 1, 21, True),
     ]  # fmt: skip
-    assert [(card.node, card.made_chunks) for card in again.snapshot.shots][0] == (1, 2), "as far as it is told"
+    first = again.snapshot.shots[0]
+    assert (first.node, first.made_chunks) == (1, 2), "as far as it is told"
     kept = again.snapshot.shots[1].made_chunks
     again.give(m.Resume, "e")
     again.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 3 and e.chunk == 3)

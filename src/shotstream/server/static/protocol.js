@@ -10,27 +10,31 @@
  * @typedef {"allotted" | "matches" | "pinned" | "picture"} Reason
  * @typedef {{shot: number, frame: number, reason: Reason, caption: string, thumbnail: string}} RememberedFrame
  * @typedef {"idle" | "loading" | "warming" | "queued" | "live" | "late" | "holding" | "paused" | "error"} StatusState
- * @typedef {"start" | "cut" | "steer" | "extend" | "pause" | "resume" | "stop" | "memory" | "branch" | "retake"
- *   | "cancel"} CommandKind
+ * @typedef {"start" | "cut" | "steer" | "extend" | "pause" | "resume" | "stop" | "memory" | "branch" | "retake" | "undo"
+ *   | "hide" | "cancel"} CommandKind
  *
  * @typedef {{kind: "accepted", id: string, command: string, text: string, at: At | null}} Accepted
  * @typedef {{kind: "ended", id: string, command: string, outcome: "applied" | "superseded" | "failed",
  *   shot: number | null, chunk: number | null, first_frame: number | null, caption: string, left_out: string[],
  *   reason: string}} Ended
- * @typedef {{kind: "shot_opened", shot: number, take: number, start: number, text: string, caption: string,
- *   num_chunks: number, context: RememberedFrame[], aired_before: number | null, thumbnail: string}} ShotOpened
- * @typedef {{kind: "chunk", shot: number, chunk: number, take: number, sequence: number, epoch: number, start: number,
- *   num_frames: number, caption: string, applied: string[], num_chunks: number, compute_ms: number,
+ * @typedef {{kind: "shot_opened", node: number, parent: number | null, shot: number, take: number, start: number, text: string,
+ *   caption: string, num_chunks: number, context: RememberedFrame[], aired_before: number | null, thumbnail: string}} ShotOpened
+ * @typedef {{kind: "chunk", node: number, shot: number, chunk: number, take: number, sequence: number, epoch: number,
+ *   start: number, num_frames: number, caption: string, applied: string[], num_chunks: number, compute_ms: number,
  *   latency_ms: number | null}} ChunkReady
+ * @typedef {{node: number, parent: number | null, parent_frames: number | null, origin: number | null, shot: number,
+ *   take: number, text: string, caption: string, num_chunks: number, made_chunks: number, hidden: boolean, live: boolean,
+ *   thumbnail: string}} Take
+ * @typedef {{kind: "tree", head: number | null, takes: Take[], shots: ShotCard[] | null, opening: boolean}} TreeChanged
  * @typedef {{kind: "memory", frames: RememberedFrame[]}} MemoryChanged
  * @typedef {{kind: "status", state: StatusState, detail: string, late_ms: number, queue_position: number | null,
  *   clock_frame: number, clock_running: boolean}} Status
  * @typedef {{id: string, chunk: number, first_frame: number, text: string}} SteerMark
- * @typedef {{shot: number, take: number, start: number, text: string, caption: string, num_chunks: number,
+ * @typedef {{node: number, shot: number, take: number, start: number, text: string, caption: string, num_chunks: number,
  *   made_chunks: number, context: RememberedFrame[], steers: SteerMark[], thumbnail: string}} ShotCard
  * @typedef {{id: string, command: string, text: string, at: At | null}} Pending
  * @typedef {{status: Omit<Status, "kind">, global_caption: string, seed: number, epoch: number, shots: ShotCard[],
- *   pending: Pending[], memory: RememberedFrame[]}} StorySnapshot
+ *   head: number | null, takes: Take[], pending: Pending[], memory: RememberedFrame[]}} StorySnapshot
  * @typedef {{name: string, width: number, height: number, fps: number, mime: string, first_chunk_frames: number,
  *   chunk_frames: number, chunks_per_shot: number, memory_frames: number, suggestions: string[]}} PresetInfo
  * @typedef {{kind: "hello", protocol: number, viewer: string, story: string, role: "director" | "watcher", seq: number,
@@ -40,7 +44,7 @@
  *   encode_ms_p50: number, late_chunks: number, viewers: number, instruction_ms: number | null}} Metrics
  * @typedef {{kind: "error", code: string, message: string, id: string, fatal: boolean}} ServerError
  *
- * @typedef {(Accepted | Ended | ShotOpened | ChunkReady | MemoryChanged | Status) & {seq: number}} StoryEvent
+ * @typedef {(Accepted | Ended | ShotOpened | ChunkReady | TreeChanged | MemoryChanged | Status) & {seq: number}} StoryEvent
  * @typedef {StoryEvent | Hello | Gap | Metrics | ServerError} ServerMessage
  *
  * @typedef {{kind: CommandKind, id: string, text?: string, [field: string]: unknown}} Command

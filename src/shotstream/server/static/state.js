@@ -11,6 +11,7 @@
  * @typedef {import("./protocol.js").Status} Status
  * @typedef {import("./protocol.js").RememberedFrame} RememberedFrame
  * @typedef {import("./protocol.js").ShotCard} ShotCard
+ * @typedef {import("./protocol.js").Take} Take
  * @typedef {import("./protocol.js").Ended} Ended
  * @typedef {import("./client.js").Connection} Connection
  *
@@ -52,7 +53,9 @@
  * @property {string} writer
  * @property {Omit<Status, "kind" | "seq">} status
  * @property {string} globalCaption
- * @property {ShotCard[]} shots
+ * @property {ShotCard[]} shots            of the way that is live
+ * @property {number | null} head          the take in which the story goes on
+ * @property {Take[]} takes                the whole tree
  * @property {Instruction[]} instructions   not yet seen to take effect
  * @property {Receipt[]} receipts           newest last
  * @property {RememberedFrame[]} memory
@@ -99,6 +102,8 @@ export const INITIAL = Object.freeze({
   status: SILENT,
   globalCaption: "",
   shots: [],
+  head: null,
+  takes: [],
   instructions: [],
   receipts: [],
   memory: [],
@@ -188,6 +193,8 @@ function welcomed(state, hello, now) {
     status: snapshot.status,
     globalCaption: snapshot.global_caption,
     shots: keepThumbnails(snapshot.shots, state.shots),
+    head: snapshot.head,
+    takes: snapshot.takes,
     memory: snapshot.memory,
     instructions: [...open, ...pending],
   };
@@ -214,6 +221,8 @@ function happened(state, event, now) {
       return shotOpened(next, event);
     case "chunk":
       return chunkReady(next, event);
+    case "tree":
+      return treeChanged(next, event);
     case "memory":
       return { ...next, memory: event.frames };
     case "status":
@@ -264,19 +273,42 @@ function withSteer(state, one, event) {
 
 /** @param {State} state @param {import("./protocol.js").ShotOpened} event @returns {State} */
 function shotOpened(state, event) {
-  const { shot, take, start, text, caption, num_chunks, context, thumbnail } = event;
-  const card = { shot, take, start, text, caption, num_chunks, made_chunks: 0, context, steers: [], thumbnail };
+  const { node, shot, take, start, text, caption, num_chunks, context, thumbnail } = event;
+  const card = { node, shot, take, start, text, caption, num_chunks, made_chunks: 0, context, steers: [], thumbnail };
   const earlier = state.shots.filter((one) => one.shot < shot).slice(1 - KEPT_SHOTS);
   // A shot that opens where steers were announced before it must not lose them.
   const before = state.shots.find((one) => one.shot === shot && one.take === take && one.start === start);
-  return { ...state, shots: [...earlier, before ? { ...card, steers: before.steers } : card] };
+  const opened = {
+    node, parent: event.parent, parent_frames: event.aired_before, origin: null, shot, take, text, caption, num_chunks,
+    made_chunks: 0, hidden: false, live: true, thumbnail,
+  };
+  const shots = [...earlier, before ? { ...card, steers: before.steers } : card];
+  return { ...state, shots, head: node, takes: withTakes(state.takes, [opened], node) };
+}
+
+/** The story went back, or takes were hidden.
+ * @param {State} state @param {import("./protocol.js").TreeChanged} event @returns {State} */
+function treeChanged(state, event) {
+  const shots = event.shots === null ? state.shots : keepThumbnails(event.shots, state.shots);
+  return { ...state, shots, head: event.head, takes: withTakes(state.takes, event.takes, event.head) };
+}
+
+/** The tree with some takes new or changed, those that lead to `head` marked as live.
+ * @param {Take[]} takes @param {Take[]} changed @param {number | null} head @returns {Take[]} */
+function withTakes(takes, changed, head) {
+  const all = new Map([...takes, ...changed].map((one) => [one.node, one]));
+  const path = new Set();
+  for (let node = head; node !== null && !path.has(node); node = all.get(node)?.parent ?? null) path.add(node);
+  return [...all.values()].map((one) => ({ ...one, live: path.has(one.node) }));
 }
 
 /** @param {State} state @param {import("./protocol.js").ChunkReady} event @returns {State} */
 function chunkReady(state, event) {
   const recent = Object.entries(state.captions).slice(1 - KEPT_CAPTIONS);
   const captions = Object.fromEntries([...recent, [event.sequence, event.caption]]);
-  return withShot({ ...state, captions }, event.shot, (card) => ({
+  const lengths = { made_chunks: event.chunk + 1, num_chunks: event.num_chunks };
+  const takes = state.takes.map((one) => (one.node === event.node ? { ...one, ...lengths } : one));
+  return withShot({ ...state, captions, takes }, event.shot, (card) => ({
     ...card,
     made_chunks: Math.max(card.made_chunks, event.chunk + 1),
     num_chunks: event.num_chunks,

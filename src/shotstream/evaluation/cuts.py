@@ -30,8 +30,9 @@ def changes(frames_THWC: Pixels) -> NDArray[np.float64]:
     """Mean absolute difference of each frame from the one before, [T - 1], in grey levels."""
     count, height, width, channels = frames_THWC.shape
     rows, columns = height // CELL, width // CELL
-    cropped = frames_THWC[:, : rows * CELL, : columns * CELL]
-    cells = cropped.reshape(count, rows, CELL, columns, CELL, channels).mean((2, 4), dtype=np.float32)
+    half = CELL // 2  # every second pixel will do, at a quarter of the price
+    sparse = frames_THWC[:, : rows * CELL : 2, : columns * CELL : 2]
+    cells = sparse.reshape(count, rows, half, columns, half, channels).mean((2, 4), dtype=np.float32)
     change: NDArray[np.float64] = np.abs(np.diff(cells, axis=0)).mean((1, 2, 3)).astype(np.float64)
     return change
 

@@ -82,18 +82,18 @@ def results(
     model |= relative(tallies["model"], tallies["ceiling"]) | _headlines(stories, short, long)
     frames, seconds = sum(s.frames for s in stories), sum(s.seconds for s in stories)
     details: dict[str, Any] = {
-        "long": {which: _plain(measures_of(long, which)) for which in ("ceiling", "model")} if long else {},
+        "long": {which: plain(measures_of(long, which)) for which in ("ceiling", "model")} if long else {},
         "by_shot": {which: _plain_by_shot(long or short, which) for which in ("ceiling", "model")},
         "frames_per_second": frames / seconds if seconds and live else None,
         "probe": asdict(scores),
         "measured": circumstances() | {"config": asdict(config)},
     }
     return {
-        "ceiling": _plain(ceiling),
-        "model": _plain(model),
+        "ceiling": plain(ceiling),
+        "model": plain(model),
         **{name: round(model[name].value, 4) if name in model else None for name in HEADLINES},
         "details": details,
-        "per_story": _rounded(pooled(short, "model").per_story()),
+        "per_story": rounded(pooled(short, "model").per_story()),
     }
 
 
@@ -180,7 +180,7 @@ def by_shot(stories: Sequence[StoryResult], which: str) -> dict[str, dict[int, M
     return found
 
 
-def student_minus_teacher(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Measure]:
+def paired_differences(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Measure]:
     """Paired differences over the stories that both told: each measure, and the mean over what captions say."""
     shared = {
         name: paired_mean(_stories(student[name]), _stories(teacher[name])) for name in student if name in teacher
@@ -204,16 +204,18 @@ def _stories(values: Mapping[Any, float]) -> dict[int, float]:
     return {int(story): value for story, value in values.items()}
 
 
-def _plain(measures: Mapping[str, Measure]) -> dict[str, Any]:
+def plain(measures: Mapping[str, Measure]) -> dict[str, Any]:
+    """As JSON has them, to four digits."""
     return {name: {key: _round(value) for key, value in asdict(measure).items()} for name, measure in measures.items()}
 
 
 def _plain_by_shot(stories: Sequence[StoryResult], which: str) -> dict[str, Any]:
     found = by_shot(stories, which)
-    return {name: _plain({str(shot): measure for shot, measure in shots.items()}) for name, shots in found.items()}
+    return {name: plain({str(shot): measure for shot, measure in shots.items()}) for name, shots in found.items()}
 
 
-def _rounded(table: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
+def rounded(table: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
+    """As JSON has them, to four digits."""
     return {name: {str(story): _round(value) for story, value in row.items()} for name, row in table.items()}
 
 
@@ -252,7 +254,7 @@ def write_results(path: Path, model: str, content: Mapping[str, Any]) -> None:
     if model == "student":
         merged |= {name: content[name] for name in HEADLINES}
     if {"student", "teacher"} <= shares.keys():
-        merged["student_minus_teacher"] = _plain(student_minus_teacher(shares["student"], shares["teacher"]))
+        merged["student_minus_teacher"] = plain(paired_differences(shares["student"], shares["teacher"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(merged, indent=1) + "\n")
     shares_file.write_text(json.dumps(shares) + "\n")

@@ -19,7 +19,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,7 +34,8 @@ from shotstream.evaluation.metrics import Tally, sharpness
 from shotstream.evaluation.readers import ProbeReader, Reader, Reading, Seen
 from shotstream.evaluation.transnet import TransNetCuts
 from shotstream.evaluation.transnet import available as transnet_is_available
-from shotstream.presets import PACKAGE_WEIGHTS
+from shotstream.models.checkpoint import config_of
+from shotstream.presets import PACKAGE_WEIGHTS, STORYWORLD, Preset
 from shotstream.storyworld import WorldStory, sample_story
 from shotstream.storyworld.probe import load_probe
 from shotstream.storyworld.sampler import NUM_CHUNKS
@@ -47,6 +48,8 @@ PROBE_FILE = PACKAGE_WEIGHTS / "storyworld" / "probe.safetensors"
 LONG_SHOTS = 12
 LONG_SEED = 100_000
 """Added to the seeds of long stories, so that they are stories of their own."""
+CONTROL_EVERY = 4
+"""What stands beside memory (forgetful, unrelated) is filmed for one short story in so many."""
 OTHER_SEED = 1_000_000
 """Added to the noise seed of an unrelated story."""
 
@@ -97,7 +100,7 @@ def evaluate_story(
         result.model = filming.own_story(result)
     if "memory" in config.parts:
         result.model.tally.update(filming.given_first_shot(remember=True))
-    if "forgetful" in config.parts and number < LONG_SEED:
+    if "forgetful" in config.parts and filming.is_control:
         result.model.tally.update(filming.given_first_shot(remember=False))
     return result
 
@@ -111,6 +114,12 @@ class _Filming:
     story: WorldStory
     config: SuiteConfig
     detectors: Detectors
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the story is also filmed in ways that say what chance would do."""
+        number = self.story.seed
+        return number < LONG_SEED and (number - self.config.first_seed) % CONTROL_EVERY == 0
 
     def ceiling(self) -> Findings:
         """The drawn world itself, seen through the codec."""
@@ -136,7 +145,7 @@ class _Filming:
         result.seconds = sum(shot.seconds for shot in shots)
         findings.tally.update(questions.following(*asked))
         findings.tally.update(questions.own_memory(*asked))
-        if "unrelated" in self.config.parts:
+        if "unrelated" in self.config.parts and self.is_control:
             other = film(self.engine, self.story, self.take(seed=OTHER_SEED, last_shot=0))[0]
             findings.tally.update(questions.unrelated(*asked, self.reader.look(other).readings))
         for index in self.steered():
@@ -215,12 +224,25 @@ class Setup:
     steps: int | None = None
     device: str | None = None
     transnet: bool = False
+    own_config: bool = False
+    """Take the network's config from the weights, which may differ from the preset's."""
+    context_frames: int | None = None
+    """Places of the global cache, if not the preset's."""
+
+    @property
+    def preset(self) -> Preset:
+        preset = STORYWORLD
+        if self.own_config and self.weights is not None:
+            preset = replace(preset, dit=config_of(self.weights))
+        if self.context_frames is not None:
+            preset = replace(preset, slab=replace(preset.slab, context_frames=self.context_frames))
+        return preset
 
     def load(self) -> tuple[Engine, ProbeReader]:
         from shotstream.engine.loading import load
 
         reader = ProbeReader(*load_probe(self.probe))
-        engine = load("storyworld", model=self.model, weights=self.weights, device=self.device, num_steps=self.steps)
+        engine = load(self.preset, model=self.model, weights=self.weights, device=self.device, num_steps=self.steps)
         return engine, reader
 
     def detectors(self, stack: ExitStack) -> Detectors:

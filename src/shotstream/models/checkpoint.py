@@ -155,6 +155,14 @@ def _config_from(raw: dict[str, Any]) -> DiTConfig:
     return DiTConfig(**fields)
 
 
+def config_of(path: Path | str) -> DiTConfig:
+    """The network's config that a weights file of ours carries. Raises ValueError if it carries none."""
+    _, metadata = read_tensors(Path(path))
+    if "config" not in metadata:
+        raise ValueError(f"{path} does not say its config: it is no file of ours")
+    return parse_config(metadata["config"])
+
+
 def load_dit(
     path: Path | str,
     *,

@@ -1,0 +1,246 @@
+"""Is the method why it works? One thing is taken away at a time, and the same stories are told.
+
+    python -m shotstream.evaluation.ablations chosen no_indicator first_frame      # some, or: all
+    python -m shotstream.evaluation.ablations theta_1_3 --weights runs/theta_1_3/inter/generator.safetensors
+    python -m shotstream.evaluation.ablations report
+
+The variants here need no training; those that do are trained by `shotstream.recipes.ablations` and named here with
+their weights. Every command adds to docs/results/ablations.json and writes the report, ablations.md, anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shotstream.engine.stream import Engine
+from shotstream.evaluation import cuts
+from shotstream.evaluation.ablations_report import write_report
+from shotstream.evaluation.film import Take, film
+from shotstream.evaluation.journal import Findings, Journal, StoryResult
+from shotstream.evaluation.metrics import Measure, Tally, sharpness
+from shotstream.evaluation.questions import counts
+from shotstream.evaluation.readers import Reader
+from shotstream.evaluation.report import circumstances, measures_of, plain, pooled, rounded
+from shotstream.evaluation.suite import PROBE_FILE, Part, Setup, SuiteConfig, evaluate
+from shotstream.evaluation.variants import Variant, VariedEngine
+from shotstream.storyworld import sample_story
+from shotstream.storyworld.sampler import NUM_CHUNKS
+
+log = logging.getLogger(__name__)
+
+CHOSEN = "chosen"
+VARIANTS: dict[str, Variant] = {
+    CHOSEN: Variant(),
+    "no_global_cache": Variant(remember=False),
+    "no_indicator": Variant(theta=0.0),
+    "context_1": Variant(places=1),
+    "context_2": Variant(places=2),
+    "context_4": Variant(places=4),
+    "first_frame": Variant(pick="first"),
+    "first_and_last": Variant(pick="first_and_last"),
+    "target_caption": Variant(target_caption=True),
+    "steps_1": Variant(steps=1),
+    "steps_2": Variant(steps=2),
+    "steps_3": Variant(steps=3),
+    "single_shot": Variant(single_shot=True),
+}
+"""What is told in stories of four shots."""
+LONG_VARIANTS: dict[str, Variant] = {
+    "long_chosen": Variant(),
+    "long_no_sink": Variant(sink_frames=0),
+    "long_short_window": Variant(window_frames=12),
+}
+"""What is filmed in single shots of three windows."""
+TRAINED = (
+    "trained_chosen",
+    "trained_no_indicator",
+    "trained_learnable_embedding",
+    "theta_1_12",
+    "theta_1_3",
+    "theta_1",
+    "context_9",
+    "stage_1_only",
+    "stage_2_only",
+)
+"""What needs weights of its own."""
+STORIES = 50
+LONG_CHUNKS = 3 * NUM_CHUNKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationConfig:
+    """The same for all variants that are compared."""
+
+    stories: int = STORIES
+    shots: int = 4
+    num_chunks: int = NUM_CHUNKS
+    long_chunks: int = LONG_CHUNKS
+    seed: int = 0
+
+    @property
+    def suite(self) -> SuiteConfig:
+        parts: tuple[Part, ...] = ("ceiling", "following", "memory")
+        return SuiteConfig(
+            stories=self.stories, shots=self.shots, num_chunks=self.num_chunks, seed=self.seed, parts=parts
+        )
+
+
+def run(
+    engine: Engine, reader: Reader, name: str, config: AblationConfig, journal: Journal | None = None
+) -> list[StoryResult]:
+    """Film and read all stories in one variant. Raises ValueError for an unknown name."""
+    if name in LONG_VARIANTS:
+        return list(long_shots(VariedEngine(engine, LONG_VARIANTS[name]), reader, config, journal))
+    if name not in VARIANTS and name not in TRAINED:
+        known = ", ".join([*VARIANTS, *LONG_VARIANTS, *TRAINED])
+        raise ValueError(f"there is no ablation {name!r}: choose from {known}")
+    suite = config.suite
+    if name != CHOSEN:  # the ceiling is the same for all, and measured once
+        suite = replace(suite, parts=tuple(part for part in suite.parts if part != "ceiling"))
+    return list(evaluate(VariedEngine(engine, VARIANTS.get(name, Variant())), reader, suite, journal))
+
+
+def long_shots(
+    engine: Engine, reader: Reader, config: AblationConfig, journal: Journal | None = None
+) -> Iterator[StoryResult]:
+    """Single shots that outlive the window twice, read by window."""
+    done = journal.done if journal else {}
+    for number in range(config.stories):
+        if number not in done:
+            result = long_shot(engine, reader, number, config)
+            done = done | {number: result}
+            if journal:
+                journal.add(result)
+        yield done[number]
+
+
+def long_shot(engine: Engine, reader: Reader, number: int, config: AblationConfig) -> StoryResult:
+    """One of them. What tallies call a shot is a third of it.
+
+    Names: said/ATTRIBUTE, kept/ATTRIBUTE (mark, layout, place and character as in the first chunk), sharpness,
+    no_false_cut.
+    """
+    story = sample_story(number, num_shots=1, split="heldout")
+    spec = replace(story.shots[0], steers=())
+    story = replace(story, shots=(spec,))
+    shot = film(engine, story, Take(seed=config.seed + number, num_chunks=config.long_chunks))[0]
+    seen = reader.look(shot)
+    labels, tally, third = spec.labels(), Tally(), -(-config.long_chunks // 3)
+    for chunk, reading in enumerate(seen.readings):
+        part = chunk // third + 1
+        tally.note("sharpness", number, sharpness(shot.chunks[chunk][-1:]), shot=part)
+        for name in sorted(spec.stated):
+            if counts(reader, spec, chunk, name):
+                tally.add(f"said/{name}", number, labels[name], reading[name], shot=part)
+        for name in ("character", "mark", "place", "layout"):
+            if chunk and counts(reader, spec, chunk, name):
+                tally.add(f"kept/{name}", number, seen.readings[0][name], reading[name], shot=part)
+    lengths = [sum(len(c) for c in shot.chunks[start : start + third]) for start in range(0, len(shot.chunks), third)]
+    for part, count in enumerate(cuts.false_cuts(cuts.find_cuts(shot.frames), lengths, tolerance=-1), start=1):
+        tally.note("no_false_cut", number, float(count == 0), shot=part)
+    features = {part + 1: seen.features[part * third : (part + 1) * third] for part in range(len(lengths))}
+    findings = Findings(tally, features)
+    return StoryResult(story=number, shots=3, model=findings, frames=len(shot.frames), seconds=shot.seconds)
+
+
+def content_of(stories: Sequence[StoryResult], config: AblationConfig, *, long: bool) -> dict[str, Any]:
+    """Plain values of one variant: measures (of long shots by window) and how they were measured."""
+    measures = measures_of(stories, "model")
+    if not long:
+        measures |= _means(pooled(stories, "model"))
+    content: dict[str, Any] = {"measures": plain(measures), "measured": circumstances() | {"config": asdict(config)}}
+    if long:
+        tally = pooled(stories, "model")
+        content["by_window"] = {str(part): plain(tally.of_shots({part}).measures()) for part in (1, 2, 3)}
+    return content
+
+
+def _means(tally: Tally) -> dict[str, Measure]:
+    """What captions say, over attributes alike."""
+    mean = Tally()
+    for story, value in mean_of_attributes(tally.per_story()).items():
+        mean.note("following", story, value)
+    return mean.measures()
+
+
+def mean_of_attributes(per_story: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
+    """Story -> mean share over the attributes that its captions say."""
+    values: dict[int, list[float]] = {}
+    for name, stories in per_story.items():
+        if name.startswith("said/"):
+            for story, value in stories.items():
+                values.setdefault(story, []).append(value)
+    return {story: float(np.mean(group)) for story, group in values.items()}
+
+
+def add_result(path: Path, name: str, stories: Sequence[StoryResult], config: AblationConfig) -> None:
+    """Put one variant into the results, and write the report anew. Raises ValueError if others were told otherwise."""
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
+    for other, run_ in results["runs"].items():
+        if run_["measured"]["config"] != asdict(config):
+            raise ValueError(
+                f"{path} has {other} measured with {run_['measured']['config']}, now {asdict(config)}: use another file"
+            )
+    shares_file = path.with_suffix(".stories.json")
+    shares: dict[str, Any] = json.loads(shares_file.read_text()) if shares_file.is_file() else {}
+    per_story = pooled(stories, "model").per_story()
+    shares[name] = rounded(per_story | {"following": mean_of_attributes(per_story)})
+    results["runs"][name] = content_of(stories, config, long=name in LONG_VARIANTS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    shares_file.write_text(json.dumps(shares) + "\n")
+    write_report(path.with_suffix(".md"), results["runs"], shares)
+
+
+def _subject(setup: Setup, engine: Engine, name: str, config: AblationConfig) -> dict[str, Any]:
+    subject = setup.subject(engine, config.suite) | {"variant": name}
+    return subject | ({"long_chunks": config.long_chunks} if name in LONG_VARIANTS else {})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure variants, one after the other, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="+", help=f"report, all, {', '.join([*VARIANTS, *LONG_VARIANTS, *TRAINED])}")
+    parser.add_argument("--stories", type=int, default=STORIES)
+    parser.add_argument("--weights", type=Path, help="a folder, or a file with the student")
+    parser.add_argument("--probe", type=Path, default=PROBE_FILE)
+    parser.add_argument("--device")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--journals", type=Path, help="folder to keep finished stories in, and to go on from")
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/ablations.json"))
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.variants == ["report"]:
+        shares = json.loads(options.output.with_suffix(".stories.json").read_text())
+        write_report(options.output.with_suffix(".md"), json.loads(options.output.read_text())["runs"], shares)
+        return
+    names = [*VARIANTS, *LONG_VARIANTS] if options.variants == ["all"] else options.variants
+    trained = [name for name in names if name in TRAINED]
+    if trained and (options.weights is None or len(names) > 1):
+        raise ValueError(f"{trained[0]} has weights of its own: name it alone, with --weights FILE")
+    setup = Setup(
+        weights=options.weights,
+        probe=options.probe,
+        device=options.device,
+        own_config=bool(trained),
+        context_frames=9 if "context_9" in trained else None,
+    )
+    engine, reader = setup.load()
+    config = AblationConfig(stories=options.stories, seed=options.seed)
+    for name in names:
+        path = options.journals / f"{name}.jsonl" if options.journals else None
+        journal = Journal(path, _subject(setup, engine, name, config)) if path else None
+        add_result(options.output, name, run(engine, reader, name, config, journal), config)
+        log.info("measured %s", name)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,10 +6,12 @@ The recorder (`live_recorder.js`) runs in the page before its own scripts; `Watc
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -66,15 +68,21 @@ class Server:
 def serve(
     *arguments: str, command: Sequence[str] = ("-m", "shotstream.cli", "serve"), log: Path | None = None
 ) -> Iterator[Server]:
-    """Run the server until the block ends. Raises RuntimeError if it ends by itself or does not get ready.
+    """Run the server until the block ends, with stories of its own in a folder that is then deleted.
 
+    Raises RuntimeError if it ends by itself or does not get ready.
     Args: log is a file for what the server writes to stderr; None: where everything goes.
     """
     port = free_port()
     with ExitStack() as stack:
         stderr = stack.enter_context(log.open("wb")) if log else None
-        arguments = ("--port", str(port), *arguments)
-        process = subprocess.Popen([sys.executable, *command, *arguments], stdout=subprocess.DEVNULL, stderr=stderr)
+        stories = stack.enter_context(tempfile.TemporaryDirectory(prefix="shotstream-"))
+        process = subprocess.Popen(
+            [sys.executable, *command, "--port", str(port), *arguments],
+            env=os.environ | {"SHOTSTREAM_DATA": stories},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
         stack.callback(process.wait, 30)
         stack.callback(process.terminate)
         server = Server(f"http://127.0.0.1:{port}", process)

@@ -36,7 +36,7 @@ def test_the_address_is_printed_and_opened_where_there_is_a_display(tmp_path: Pa
     browser.write_text(f'#!/bin/sh\necho "$1" > {note}\n')
     browser.chmod(0o755)
     command = [sys.executable, "-m", "shotstream.cli", "serve", "--preset", "fake", "--open", "--port", str(port)]
-    environment = os.environ | {"DISPLAY": ":99", "BROWSER": str(browser)}
+    environment = os.environ | {"DISPLAY": ":99", "BROWSER": str(browser), "SHOTSTREAM_DATA": str(tmp_path / "stories")}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert server.stdout is not None

@@ -421,3 +421,21 @@ def test_impossible_steps(timesteps: tuple[float, ...]) -> None:
 def test_impossible_slab(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SlabConfig(**sizes)
+
+
+def test_an_opening_embedding_changes_a_shot_only_once_it_is_learnt(tiny_config: DiTConfig, tiny_dit: DiT):
+    marked = DiT(replace(tiny_config, opening_embedding=True))
+    marked.load_state_dict(tiny_dit.state_dict(), strict=False)
+    assert marked.opening is not None
+
+    def first_two(model: DiT) -> list[Tensor]:
+        rollout = Rollout(model, RolloutConfig(timesteps=(1000.0, 500.0)), latent_height=4, latent_width=4)
+        captions = model.encode_captions(torch.zeros(1, tiny_config.text_len, tiny_config.text_dim))
+        rollout.open_shot(rollout.first_shot_context(captions))
+        noise = [torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+        return [rollout.next_chunk(captions, lambda step, c=c: noise[2 * c + step]).clean for c in range(2)]
+
+    plain = first_two(tiny_dit)
+    assert all(torch.equal(a, b) for a, b in zip(first_two(marked), plain, strict=True))
+    torch.nn.init.ones_(marked.opening)
+    assert not any(torch.equal(a, b) for a, b in zip(first_two(marked), plain, strict=True))

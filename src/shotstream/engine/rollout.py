@@ -165,7 +165,7 @@ class Rollout:
                 raise ChunkAbandoned(f"chunk {chunk} was abandoned before pass {step}")
             if step:
                 x_t = self._renoise(clean, noise(step), step)
-            output = self.model.forward_tokens(x_t, self._time[step], rotary, captions, attention)
+            output = self.model.forward_tokens(x_t, self._time[step], rotary, captions, attention, opening=chunk == 0)
             clean = self._clean(output, x_t, step)
         self._pending, self.chunk_index = (clean, captions), chunk + 1
         return DenoisedChunk(clean, x_t, last)
@@ -192,7 +192,7 @@ class Rollout:
         start = self.slab.tokens(self.config.slab.chunk_slot(chunk))
         attention = ReplayAttention(self.slab, start)
         rotary = self._chunk_rotary(chunk)
-        output = self.model.forward_tokens(noisy, time, rotary, captions, attention)
+        output = self.model.forward_tokens(noisy, time, rotary, captions, attention, opening=chunk == 0)
         return self._clean(output, noisy, step)
 
     def _enter(self, chunk: int) -> Rotary:
@@ -216,7 +216,9 @@ class Rollout:
         clean, captions = self._pending
         chunk = self.chunk_index - 1
         attention, rotary = self._attention(chunk), self._chunk_rotary(chunk)
-        self.model.forward_tokens(clean, self._time[-1], rotary, captions, attention, keys_only=True)
+        self.model.forward_tokens(
+            clean, self._time[-1], rotary, captions, attention, keys_only=True, opening=chunk == 0
+        )
         self._pending = None
 
     def _renoise(self, clean: Tensor, noise: Tensor, step: int) -> Tensor:

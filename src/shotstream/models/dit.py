@@ -50,6 +50,8 @@ class DiTConfig:
     picture from its bottom, which a small network trained from scratch pays for dearly. Wan has none."""
     prediction: Prediction = "flow"
     """What the output means: the velocity, or the clean latent."""
+    opening_embedding: bool = False
+    """Add a learnt vector to the tokens of a shot's first chunk. Only for comparison with the shot indicator."""
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
@@ -279,6 +281,7 @@ class DiT(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
+        self.opening = nn.Parameter(torch.zeros(dim)) if config.opening_embedding else None
 
     @property
     def device(self) -> torch.device:
@@ -325,14 +328,18 @@ class DiT(nn.Module):
         attention: SelfAttention,
         *,
         keys_only: bool = False,
+        opening: bool = False,
     ) -> Tensor | None:
         """The same with prepared inputs, as the streaming loop calls it.
 
         Args: captions already selected, one per batch row or one per frame (rows B or B * F).
             keys_only: stop once the last block's keys are stored; returns None.
+            opening: whether these frames are a shot's first chunk (`config.opening_embedding`).
         """
         height, width = self.config.grid(*latents_BFChw.shape[-2:])
         x = self._patchify(latents_BFChw)
+        if opening and self.opening is not None:
+            x = x + self.opening.to(x.dtype)
         last = len(self.blocks) - 1
         for layer, block in enumerate(self._layers):
             if keys_only and layer == last:

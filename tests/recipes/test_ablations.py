@@ -1,0 +1,90 @@
+"""Fine-tunes for comparison start from the same weights and differ in what they say."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # worlds.py: tests are not a package
+
+from two_processes import TINY
+from worlds import CHANNELS, write_library
+
+from shotstream.evaluation.ablations import TRAINED
+from shotstream.models.checkpoint import config_of, load_dit, save_dit
+from shotstream.models.dit import DiT
+from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
+from shotstream.recipes.ablations import ABLATIONS, Start, changed, recipe_of, run, stages
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    folder = tmp_path_factory.mktemp("fine-tunes")
+    torch.manual_seed(0)
+    model = DiT(TINY)
+    save_dit(folder / "dit.safetensors", model, dtype=torch.float32)
+    sizes = TinyCodecConfig(
+        latent_channels=CHANNELS,
+        patch=1,
+        encoder_widths=(8, 8, 8),
+        decoder_widths=(8, 8, 8),
+        encoder_blocks=(1, 1, 1),
+        decoder_blocks=(1, 1, 1),
+        channels_per_norm_group=4,
+    )
+    TinyCodec(sizes).save(folder / "codec.safetensors")
+    write_library(folder / "latents", stories=6, shots=3, per_shard=6)
+    network = str(folder / "dit.safetensors")
+    return Start(
+        data=str(folder / "latents"),
+        init=network,
+        critic=network,
+        teacher=network,
+        codec=str(folder / "codec.safetensors"),
+        out=str(folder / "runs"),
+        walk_shots=2,
+        batch=2,
+        steps=2,
+    )
+
+
+def test_everything_that_is_measured_as_trained_can_be_trained():
+    assert set(ABLATIONS) == set(TRAINED)
+
+
+def test_all_fine_tunes_take_the_same_time(common: Start):
+    for ablation in ABLATIONS.values():
+        recipes = [recipe_of(stage, ablation, common, Path("runs")) for stage in stages(ablation)]
+        assert sum(recipe.trainer.minutes or 0 for recipe in recipes) == common.minutes
+        assert all(recipe.distill.critic_warmup == 0 for recipe in recipes)
+
+
+def test_a_learnable_embedding_starts_as_nothing(tiny_dit: DiT):
+    other = changed(tiny_dit, {"theta": 0.0, "opening_embedding": True})
+    assert other.opening is not None
+    assert other.opening.abs().max() == 0
+    assert torch.equal(other.head.head.weight, tiny_dit.head.head.weight)
+
+
+@pytest.mark.parametrize("name", ["trained_learnable_embedding", "context_9"])
+def test_a_fine_tune_leaves_a_student_that_says_what_it_is(common: Start, name: str):
+    common = replace(common, out=f"{common.out}/{name}")
+    path = run(name, common)
+    expected = replace(TINY, **ABLATIONS[name].network)
+    assert config_of(path) == expected
+    before, after = load_dit(common.init), load_dit(path)
+    assert not torch.equal(before.head.head.weight, after.head.head.weight)
+    if after.opening is not None:
+        assert after.opening.abs().max() > 0
+    written = path.stat().st_mtime_ns
+    assert run(name, common) == path
+    assert path.stat().st_mtime_ns == written  # what is finished is not trained longer than the others
+
+
+def test_an_unknown_fine_tune_is_refused(common: Start):
+    with pytest.raises(ValueError, match="theta_1_12"):
+        run("theta_2", common)

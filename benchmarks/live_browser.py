@@ -39,6 +39,9 @@ READY_S = 240
 PATIENCE_MS = 20_000
 """For anything that is awaited on a busy machine; how long it took is judged where it matters."""
 
+DRAIN = """() => Object.fromEntries(
+    Object.entries(window.recorded).map(([name, list]) => [name, list.splice(0, list.length)]))"""
+
 Record = dict[str, Any]
 
 
@@ -207,9 +210,10 @@ class Watcher:
         found: list[Record] = self.page.evaluate("(what) => window.recorded[what]", what)
         return found
 
-    def forget(self) -> None:
-        """Empty the log, so that a long session stays quick to read."""
-        self.page.evaluate("for (const list of Object.values(window.recorded)) list.length = 0")
+    def drain(self) -> dict[str, list[Record]]:
+        """Everything recorded since the last time, and an empty log: nothing falls between the two."""
+        found: dict[str, list[Record]] = self.page.evaluate(DRAIN)
+        return found
 
     def events(self, kind: str) -> list[Record]:
         """Messages of a kind, without their time."""

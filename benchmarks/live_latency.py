@@ -27,7 +27,6 @@ NAME = "live-latency"
 STALL_MS = 125.0
 PAUSE_S = (0.5, 1.25)
 """Between an instruction that was seen and the next: one chunk's length at random, so that all phases are as likely."""
-LISTS = ("keys", "events", "sent", "appended", "pictures")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,14 +59,14 @@ class Log:
     sent: list[Record] = field(default_factory=list)
     appended: list[Record] = field(default_factory=list)
     pictures: list[Record] = field(default_factory=list)
+    receipts: list[Record] = field(default_factory=list)
     instructions: list[tuple[str, str, float]] = field(default_factory=list)
     """Kind, id, time of the key press."""
 
     def drain(self, person: Watcher) -> None:
         """Take over what the page recorded, so that its own log stays short."""
-        for name in LISTS:
-            getattr(self, name).extend(person.recorded(name))
-        person.forget()
+        for name, found in person.drain().items():
+            getattr(self, name).extend(found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -143,9 +143,8 @@ class Soak:
 
     def _sample(self, now: float, origin: float) -> None:
         self.rows.append(Row(kind="memory", number=len(self.rows), at_s=now, rss_mb=self.server.rss_mb))
-        pictures = self.person.recorded("pictures")
+        pictures = self.person.drain()["pictures"]
         self.shown += [((one["when"] - origin) / 1000, one["mediaTime"]) for one in pictures]
-        self.person.forget()
 
     def _minutes(self) -> list[Row]:
         return [

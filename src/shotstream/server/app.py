@@ -29,6 +29,7 @@ from shotstream.engine.worker import Encode, warm_up
 from shotstream.engine.writer import Composer, OpenAIConfig, OpenAIWriter, PassthroughWriter, TemplateWriter, Writer
 from shotstream.engine.writer import WriterName as WriterName
 from shotstream.presets import Preset
+from shotstream.server.library import library_router
 from shotstream.server.media import ChunkEncoder
 from shotstream.server.protocol import (
     PROTOCOL_VERSION,
@@ -107,6 +108,7 @@ def create_app(
     app.add_middleware(Guard, security=security)
     _add_care(app, door)
     _add_doors(app, door)
+    app.include_router(library_router(lambda: door.studio, security))
     app.add_api_websocket_route(SOCKET_PATH, door.serve)
     if STATIC.is_dir():
         app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")

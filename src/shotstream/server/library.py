@@ -1,0 +1,588 @@
+"""REST for kept stories: the library, their takes, what was sent of them, exports, and a live mp4.
+
+Directors log in with the cookie of the page or send `Authorization: Bearer <token>`. Who may only watch gets
+`/stories/{name}/live.mp4`, with the token of a watch link; players take it as the password of the address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import io
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path as FilePath
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
+from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+from starlette.background import BackgroundTask
+
+from shotstream.engine.archive import ArchiveError
+from shotstream.engine.messages import MAX_COUNT, Hide, Outcome
+from shotstream.server.archive import StoredChunk, StoredCommand, StoredTake, StoryArchive, StoryInfo
+from shotstream.server.export import MIME_TYPES, Format, NothingMade, cut_list, export, init_segment
+from shotstream.server.live_mp4 import LiveFilm
+from shotstream.server.security import COOKIE, Access, Security
+from shotstream.server.session import Show, Studio
+from shotstream.server.store import Store
+
+MAX_EXPORTS = 2
+"""At a time; others wait."""
+MAX_WAITING_EXPORTS = 8
+ENGINE_LOADS = "the engine is still loading: try again in a moment"
+
+StoryName = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Letters, digits, - and _")]
+Node = Annotated[int, Path(ge=1, le=MAX_COUNT, description="Number of a take in its story")]
+ChunkIndex = Annotated[int, Path(ge=0, le=MAX_COUNT, description="Chunk of the take, from 0")]
+Takes = Annotated[
+    list[Annotated[int, Field(ge=1, le=MAX_COUNT)]] | None,
+    Query(max_length=1000, description="The cut list: takes in the order in which they are shown. None: the live path"),
+]
+
+
+class Failure(BaseModel):
+    """Why a request cannot be followed."""
+
+    detail: str
+
+
+def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """For OpenAPI."""
+    return {code: {"model": Failure} for code in codes}
+
+
+class StoryCard(BaseModel):
+    """A story at a glance."""
+
+    name: str
+    """Part of its address."""
+    title: str
+    url: str
+    """Of the page with this story."""
+    preset: str
+    width: int
+    height: int
+    fps: int
+    created: float
+    changed: float
+    seconds: float
+    """Length of the live path."""
+    bytes: int
+    """On the disk."""
+    num_takes: int
+    head: int | None
+    """The take in which it goes on."""
+    live: bool
+    """Whether it is running now."""
+    viewers: int
+    thumbnail: str
+    """A small JPEG in base64, or empty."""
+
+
+class Title(BaseModel):
+    """What people see."""
+
+    title: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")
+
+
+class Copy(BaseModel):
+    """Of a story."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """None: one is made up."""
+
+
+class TakeCard(BaseModel):
+    """A take of a shot, a node of the story's tree."""
+
+    node: int
+    parent: int | None
+    """The take that it follows; none: it begins the story."""
+    parent_frames: int | None
+    """How many frames of the parent are part of the story that leads here."""
+    origin: int | None
+    """The take whose first chunks it shares."""
+    shot: int
+    take: int
+    text: str
+    caption: str
+    num_chunks: int
+    num_frames: int
+    hidden: bool
+    live: bool
+    created: float
+    thumbnail: str
+
+
+class Hidden(BaseModel):
+    """Whether a take, and all that follow it, are left out of the tree."""
+
+    hidden: bool
+
+
+class ChunkCard(BaseModel):
+    """A chunk as it was announced."""
+
+    chunk: int
+    sequence: int
+    epoch: int
+    start: int
+    num_frames: int
+    caption: str
+    applied: list[str]
+    sha256: str | None
+    """Of its media, if that was asked for."""
+
+
+class CommandCard(BaseModel):
+    """A command that was accepted, and what became of it."""
+
+    id: str
+    command: str
+    text: str
+    accepted: float
+    outcome: Outcome | None
+    """None while it is pending."""
+    shot: int | None
+    chunk: int | None
+    first_frame: int | None
+    reason: str
+
+
+class Gate:
+    """Who may do what, by cookie, Bearer token, or (for watching) the password of an address."""
+
+    def __init__(self, security: Security) -> None:
+        self._security = security
+
+    def director(self, request: Request) -> Access:
+        """For a `Depends`. Raises HTTPException 401, 403 or 429."""
+        access = self._access(request, basic=False)
+        if access.role != "director":
+            raise HTTPException(403, "this link is for watching")
+        return access
+
+    def watcher(self, request: Request) -> Access:
+        """The same, and who has a watch link."""
+        return self._access(request, basic=True)
+
+    def _access(self, request: Request, *, basic: bool) -> Access:
+        token = _token(request.headers.get("authorization", ""), basic=basic)
+        access = self._security.access(token=token, cookie=request.cookies.get(COOKIE, ""))
+        if access is not None:
+            return access
+        if token and not self._security.logins.take(request.client.host if request.client else ""):
+            raise HTTPException(429, "too many attempts: wait a minute")
+        scheme = "Basic" if basic else "Bearer"
+        raise HTTPException(
+            401, "log in with the server's token first", {"www-authenticate": f"{scheme} realm=stories"}
+        )
+
+
+def _token(header: str, *, basic: bool) -> str:
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if basic and scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""
+
+
+class StoriesRoute(APIRoute):
+    """What an archive cannot do is the request's conflict with it, said in its own words."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def explained(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except (ArchiveError, NothingMade) as error:
+                raise HTTPException(409, str(error)) from error
+
+        return explained
+
+
+class Library:
+    """What the routes do, given the studio of a running server."""
+
+    def __init__(self, studio: Callable[[], Studio | None]) -> None:
+        self._studio = studio
+        self._exports = asyncio.Semaphore(MAX_EXPORTS)
+        self._waiting = 0
+
+    @property
+    def studio(self) -> Studio:
+        studio = self._studio()
+        assert studio is not None, "requests are answered only while the server runs"
+        return studio
+
+    async def archive(self, name: str) -> StoryArchive:
+        """A kept story for reading, whatever preset it was made with. Raises HTTPException 404."""
+        archive = await asyncio.to_thread(_reading, self.studio.store, name)
+        if not archive.exists:
+            raise HTTPException(404, f"there is no story {name!r}")
+        return archive
+
+    async def take(self, archive: StoryArchive, node: int) -> StoredTake:
+        """Raises HTTPException 404."""
+        try:
+            return await asyncio.to_thread(archive.take, node)
+        except ValueError as error:
+            raise HTTPException(404, str(error)) from error
+
+    def show(self, name: str) -> Show:
+        """The story, opened as it is for people. Raises HTTPException 409."""
+        try:
+            return self.studio.show(name)
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from error
+
+    async def card(self, name: str) -> StoryCard:
+        archive = await self.archive(name)
+        return self._as_card(await asyncio.to_thread(archive.info), await asyncio.to_thread(_thumbnail, archive))
+
+    async def cards(self) -> list[StoryCard]:
+        store = self.studio.store
+
+        def read() -> list[tuple[StoryInfo, str]]:
+            return [(info, _thumbnail(_reading(store, info.name))) for info in store.stories()]
+
+        return [self._as_card(info, thumbnail) for info, thumbnail in await asyncio.to_thread(read)]
+
+    def _as_card(self, info: StoryInfo, thumbnail: str) -> StoryCard:
+        show = self.studio.shows.get(info.name)
+        return StoryCard(
+            name=info.name,
+            title=info.title,
+            url=f"/#story={info.name}",
+            preset=info.preset,
+            width=info.width,
+            height=info.height,
+            fps=info.fps,
+            created=info.created,
+            changed=info.changed,
+            seconds=info.num_frames / info.fps,
+            bytes=info.bytes,
+            num_takes=info.num_takes,
+            head=info.head,
+            live=show is not None and show.is_live,
+            viewers=len(show.viewers) if show is not None else 0,
+            thumbnail=thumbnail,
+        )
+
+    async def delete(self, name: str) -> None:
+        """Raises HTTPException 409 while somebody watches it."""
+        studio, show = self.studio, self.studio.shows.get(name)
+        if show is not None:
+            if show.viewers:
+                raise HTTPException(409, f"{len(show.viewers)} watch this story: it can be deleted when they have left")
+            del studio.shows[name]
+            await show.close()
+        if name in studio.shows:
+            raise HTTPException(409, "somebody has just opened this story")
+        await asyncio.to_thread(studio.store.delete, name)
+
+    async def hide(self, name: str, node: int, hidden: bool) -> None:
+        """Raises HTTPException 404 or 409."""
+        archive = await self.archive(name)
+        await self.take(archive, node)
+        show = self.show(name)
+        if show.worker is None:
+            raise HTTPException(409, ENGINE_LOADS)
+        command = Hide(id=f"rest-{secrets.token_hex(8)}", node=node, hidden=hidden)
+        show.command(command)
+        ended = next(one for one in reversed(await asyncio.to_thread(archive.commands)) if one.id == command.id)
+        if ended.outcome == "failed":
+            raise HTTPException(409, ended.reason)
+
+    async def write(self, name: str, format: Format, nodes: list[int] | None, file_name: str) -> FileResponse:
+        """An export as a file that is removed once it was sent. Raises HTTPException 404, 409, 422 or 429."""
+        archive = await self.archive(name)
+        folder = TemporaryDirectory(prefix="shotstream-")
+        path = FilePath(folder.name) / f"film.{format}"
+        try:
+            async with self._turn():
+                clips = await asyncio.to_thread(cut_list, archive, nodes)
+                await asyncio.to_thread(export, archive, clips, format, path)
+        except NothingMade:
+            raise
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        except OSError as error:
+            raise HTTPException(409, f"there is no room for the export ({error.strerror}): free some space") from error
+        return FileResponse(
+            path, media_type=MIME_TYPES[format], filename=file_name, background=BackgroundTask(folder.cleanup)
+        )
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Exports share the machine with what is live."""
+        if self._waiting >= MAX_WAITING_EXPORTS:
+            raise HTTPException(429, "too many exports are waiting: try again in a moment")
+        self._waiting += 1
+        try:
+            async with self._exports:
+                yield
+        finally:
+            self._waiting -= 1
+
+
+def library_router(studio: Callable[[], Studio | None], security: Security) -> APIRouter:
+    """All routes. Args: studio gives the server's once it runs."""
+    library, gate = Library(studio), Gate(security)
+    router = APIRouter(route_class=StoriesRoute)
+    _add_stories(router, library, gate)
+    _add_takes(router, library, gate)
+    _add_chunks(router, library, gate)
+    _add_films(router, library, gate)
+    return router
+
+
+def _add_stories(router: APIRouter, library: Library, gate: Gate) -> None:
+    guarded: dict[str, Any] = {"dependencies": [Depends(gate.director)], "tags": ["stories"]}
+
+    @router.get("/api/stories", responses=refusals(401, 403, 409), **guarded)
+    async def list_stories() -> list[StoryCard]:
+        """Every story of which something is kept, the one that changed last first."""
+        return await library.cards()
+
+    @router.get("/api/stories/{name}", responses=refusals(401, 403, 404, 409), **guarded)
+    async def get_story(name: StoryName) -> StoryCard:
+        """One story."""
+        return await library.card(name)
+
+    @router.patch("/api/stories/{name}", responses=refusals(401, 403, 404, 409), **guarded)
+    async def rename_story(name: StoryName, body: Title) -> StoryCard:
+        """Change what people see; its address stays."""
+        await library.archive(name)
+        await asyncio.to_thread(library.studio.store.rename, name, body.title)
+        return await library.card(name)
+
+    @router.post("/api/stories/{name}/duplicate", status_code=201, responses=refusals(401, 403, 404, 409), **guarded)
+    async def duplicate_story(name: StoryName, body: Copy) -> StoryCard:
+        """Copy a story, its whole tree included."""
+        await library.archive(name)
+        store = library.studio.store
+        copy = body.name or _free_name(name, {info.name for info in await asyncio.to_thread(store.stories)})
+        if copy in library.studio.shows:
+            raise HTTPException(409, f"the story {copy!r} is open already: take another name")
+        await asyncio.to_thread(store.duplicate, name, copy)
+        return await library.card(copy)
+
+    @router.delete("/api/stories/{name}", status_code=204, responses=refusals(401, 403, 404, 409), **guarded)
+    async def delete_story(name: StoryName) -> Response:
+        """Remove a story that nobody watches, with all its takes. It cannot be brought back."""
+        await library.archive(name)
+        await library.delete(name)
+        return Response(status_code=204)
+
+    @router.get("/api/stories/{name}/commands", responses=refusals(401, 403, 404, 409), **guarded)
+    async def list_commands(name: StoryName) -> list[CommandCard]:
+        """Every command that was accepted, in order, and what became of it."""
+        archive = await library.archive(name)
+        return [_command_card(command) for command in await asyncio.to_thread(archive.commands)]
+
+
+def _add_takes(router: APIRouter, library: Library, gate: Gate) -> None:
+    guarded: dict[str, Any] = {"dependencies": [Depends(gate.director)], "tags": ["takes"]}
+
+    @router.get("/api/stories/{name}/takes", responses=refusals(401, 403, 404, 409), **guarded)
+    async def list_takes(name: StoryName, hidden: bool = True) -> list[TakeCard]:
+        """The story's tree, in the order in which it was made. hidden: whether hidden takes are listed."""
+        archive = await library.archive(name)
+        cards = await asyncio.to_thread(_take_cards, archive)
+        return [card for card in cards if hidden or not card.hidden]
+
+    @router.get("/api/stories/{name}/takes/{node}", responses=refusals(401, 403, 404, 409), **guarded)
+    async def get_take(name: StoryName, node: Node) -> TakeCard:
+        """One take."""
+        archive = await library.archive(name)
+        await library.take(archive, node)
+        return next(card for card in await asyncio.to_thread(_take_cards, archive) if card.node == node)
+
+    @router.patch("/api/stories/{name}/takes/{node}", responses=refusals(401, 403, 404, 409), **guarded)
+    async def hide_take(name: StoryName, node: Node, body: Hidden) -> TakeCard:
+        """Leave a take, and all that follow it, out of the tree, or show them again. What is remembered stays."""
+        await library.hide(name, node, body.hidden)
+        return await get_take(name, node)
+
+    @router.get(
+        "/api/stories/{name}/takes/{node}/film.mp4",
+        response_class=FileResponse,
+        responses={**refusals(401, 403, 404, 409, 422, 429), 200: {"content": {"video/mp4": {}}}},
+        **guarded,
+    )
+    async def get_take_film(name: StoryName, node: Node) -> FileResponse:
+        """All of a take, for watching it beside another."""
+        await library.take(await library.archive(name), node)
+        return await library.write(name, "mp4", [node], f"{name}-take-{node}.mp4")
+
+
+def _add_chunks(router: APIRouter, library: Library, gate: Gate) -> None:
+    guarded: dict[str, Any] = {"dependencies": [Depends(gate.director)], "tags": ["chunks"]}
+    path = "/api/stories/{name}/takes/{node}/chunks"
+    found = refusals(401, 403, 404, 409)
+
+    @router.get(path, responses=found, **guarded)
+    async def list_chunks(name: StoryName, node: Node, sha256: bool = False) -> list[ChunkCard]:
+        """The chunks of a take. sha256: with the hash of what was sent of each."""
+        archive = await library.archive(name)
+        await library.take(archive, node)
+        return await asyncio.to_thread(_chunk_cards, archive, node, sha256)
+
+    @router.get(
+        path + "/{chunk}",
+        responses={**found, 200: {"content": {"video/mp4": {}}}},
+        response_class=Response,
+        **guarded,
+    )
+    async def get_chunk(name: StoryName, node: Node, chunk: ChunkIndex) -> Response:
+        """What was sent of a chunk: one fragment of an mp4, to be played behind `init.mp4`."""
+        archive = await library.archive(name)
+        return Response(await _part(archive.media, node, chunk), media_type="video/mp4")
+
+    @router.get(
+        "/api/stories/{name}/init.mp4",
+        responses={**found, 200: {"content": {"video/mp4": {}}}},
+        response_class=Response,
+        **guarded,
+    )
+    async def get_init(name: StoryName) -> Response:
+        """The beginning of an mp4, to which a story's chunks can be added."""
+        info = await asyncio.to_thread((await library.archive(name)).info)
+        init = await asyncio.to_thread(init_segment, info.width, info.height, info.fps)
+        return Response(init, media_type="video/mp4")
+
+    @router.get(
+        path + "/{chunk}/latent.npy",
+        responses={**found, 200: {"content": {"application/octet-stream": {}}}},
+        response_class=Response,
+        **guarded,
+    )
+    async def get_latent(name: StoryName, node: Node, chunk: ChunkIndex) -> Response:
+        """A chunk's latents, float32 [frames, channels, height, width], as a NumPy file."""
+        archive = await library.archive(name)
+        file = io.BytesIO()
+        np.save(file, await _part(archive.latent, node, chunk))
+        return Response(file.getvalue(), media_type="application/octet-stream")
+
+
+def _add_films(router: APIRouter, library: Library, gate: Gate) -> None:
+    numbers, watcher = itertools.count(1), Depends(gate.watcher)
+
+    @router.get(
+        "/api/stories/{name}/export.{format}",
+        response_class=FileResponse,
+        responses={
+            **refusals(401, 403, 404, 409, 422, 429),
+            200: {"content": {mime: {} for mime in sorted(set(MIME_TYPES.values()))}},
+        },
+        dependencies=[Depends(gate.director)],
+        tags=["films"],
+    )
+    async def export_story(name: StoryName, format: Format, takes: Takes = None) -> FileResponse:
+        """A film: mp4, contact sheet (png), story file (yaml), OpenTimelineIO (otio), captions (vtt), or all (zip)."""
+        return await library.write(name, format, takes, f"{name}.{format}")
+
+    @router.get(
+        "/stories/{name}/live.mp4",
+        response_class=Response,
+        responses={**refusals(401, 404, 409, 429), 200: {"content": {"video/mp4": {}}}},
+        tags=["films"],
+    )
+    async def watch_live(name: StoryName, access: Access = watcher) -> Response:
+        """The live story for players such as ffplay, VLC and OBS: an mp4 without end."""
+        if name not in library.studio.shows:
+            if access.role == "watcher":
+                raise HTTPException(404, "that story has not begun")
+            await library.archive(name)
+        return LiveFilm(library.show(name), library.studio.broadcast, f"m{next(numbers)}")
+
+
+async def _part(read: Callable[[int, int], Any], node: int, chunk: int) -> Any:
+    try:
+        return await asyncio.to_thread(read, node, chunk)
+    except ValueError as error:
+        raise HTTPException(404, str(error)) from error
+
+
+def _reading(store: Store, name: str) -> StoryArchive:
+    return StoryArchive(store, name, lambda point: None)
+
+
+def _thumbnail(archive: StoryArchive) -> str:
+    head = archive.info().head
+    return archive.take(head).take.thumbnail if head is not None else ""
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    return next(copy for n in itertools.count(2) if (copy := f"{name[:56]}-{n}") not in taken)
+
+
+def _take_cards(archive: StoryArchive) -> list[TakeCard]:
+    path = {shot.take.take.node for shot in archive.path(archive.info().head)}
+    return [_take_card(stored, stored.take.node in path) for stored in archive.takes()]
+
+
+def _take_card(stored: StoredTake, live: bool) -> TakeCard:
+    take = stored.take
+    return TakeCard(
+        node=take.node,
+        parent=take.parent,
+        parent_frames=take.parent_frames,
+        origin=take.origin,
+        shot=take.shot,
+        take=take.take,
+        text=take.text,
+        caption=take.caption,
+        num_chunks=take.made_chunks,
+        num_frames=stored.num_frames,
+        hidden=take.hidden,
+        live=live,
+        created=stored.created,
+        thumbnail=take.thumbnail,
+    )
+
+
+def _chunk_cards(archive: StoryArchive, node: int, sha256: bool) -> list[ChunkCard]:
+    return [_chunk_card(archive, chunk, sha256) for chunk in archive.chunks(node)]
+
+
+def _chunk_card(archive: StoryArchive, chunk: StoredChunk, sha256: bool) -> ChunkCard:
+    return ChunkCard(
+        chunk=chunk.chunk,
+        sequence=chunk.sequence,
+        epoch=chunk.epoch,
+        start=chunk.start,
+        num_frames=chunk.num_frames,
+        caption=chunk.caption,
+        applied=list(chunk.applied),
+        sha256=hashlib.sha256(archive.media(chunk.node, chunk.chunk)).hexdigest() if sha256 else None,
+    )
+
+
+def _command_card(command: StoredCommand) -> CommandCard:
+    return CommandCard(
+        id=command.id,
+        command=command.kind,
+        text=command.text,
+        accepted=command.accepted,
+        outcome=command.outcome,
+        shot=command.shot,
+        chunk=command.chunk,
+        first_frame=command.first_frame,
+        reason=command.reason,
+    )

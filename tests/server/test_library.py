@@ -1,0 +1,216 @@
+"""The story library over REST, and the live mp4."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator
+
+import av
+import httpx
+import numpy as np
+import pytest
+from tests.server.running import PRESET, Person, running  # type: ignore[import-not-found]
+
+from shotstream.engine.barcode import read_barcode
+from shotstream.server import protocol as p
+from shotstream.server.live_mp4 import Projector, one_picture, samples
+from shotstream.server.media import ChunkEncoder
+
+TOKEN = "a-token-of-twenty-ch"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with running() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def api(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, timeout=30) as client:
+        yield client
+
+
+def _film(server: str, name: str, *texts: str) -> Person:
+    person = Person(server, name)
+    for index, text in enumerate(texts):
+        person.applied(person.give(p.Cut if index else p.Start, text=text, num_chunks=1))
+        person.hold()
+    return person
+
+
+def _until(test: object, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not test():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_the_library_lists_renames_copies_and_deletes(server: str, api: httpx.Client) -> None:
+    _film(server, "first", "a fox", "the city").leave()
+    card = next(card for card in api.get("/api/stories").json() if card["name"] == "first")
+    assert (card["title"], card["url"], card["num_takes"]) == ("first", "/#story=first", 2)
+    assert card["seconds"] == 18 / 16
+    assert card["bytes"] > 1000
+    assert card["thumbnail"]
+    assert api.patch("/api/stories/first", json={"title": "The fox"}).json()["title"] == "The fox"
+    copy = api.post("/api/stories/first/duplicate", json={}).json()
+    assert (copy["name"], copy["title"], copy["seconds"]) == ("first-2", "The fox", card["seconds"])
+    assert api.post("/api/stories/first/duplicate", json={"name": "first-2"}).status_code == 409
+    _until(lambda: api.get("/api/stories/first").json()["viewers"] == 0)
+    assert api.delete("/api/stories/first").status_code == 204
+    assert api.get("/api/stories/first").status_code == 404
+    assert api.get("/api/stories/first-2/export.mp4").status_code == 200
+
+
+def test_a_story_that_is_watched_is_not_deleted(server: str, api: httpx.Client) -> None:
+    person = _film(server, "watched", "a fox")
+    answer = api.delete("/api/stories/watched")
+    assert (answer.status_code, "watch this story" in answer.json()["detail"]) == (409, True)
+    person.leave()
+
+
+def test_everything_that_was_sent_can_be_had_again_with_its_hash(server: str, api: httpx.Client) -> None:
+    person = _film(server, "sent", "a fox", "the city")
+    told = {header.sequence: hashlib.sha256(payload).hexdigest() for header, payload in person.media}
+    person.leave()
+    path = "/api/stories/sent/takes"
+    cards = {take["node"]: api.get(f"{path}/{take['node']}/chunks?sha256=1").json() for take in api.get(path).json()}
+    assert {chunk["sequence"]: chunk["sha256"] for chunks in cards.values() for chunk in chunks} == told
+    media = api.get(f"{path}/2/chunks/0").content
+    assert hashlib.sha256(media).hexdigest() == cards[2][0]["sha256"]
+    with av.open(io.BytesIO(api.get("/api/stories/sent/init.mp4").content + media)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 9
+    latent = np.load(io.BytesIO(api.get(f"{path}/1/chunks/0/latent.npy").content))
+    assert latent.shape[0] == 3
+    outcomes = [command["outcome"] for command in api.get("/api/stories/sent/commands").json()]
+    assert outcomes == ["applied", "applied"]
+
+
+def test_takes_are_listed_hidden_and_shown_again(server: str, api: httpx.Client) -> None:
+    person = _film(server, "tree", "a fox", "the city")
+    person.applied(person.give(p.Retake, node=2))
+    person.hold()
+    takes = api.get("/api/stories/tree/takes").json()
+    assert [(t["node"], t["parent"], t["shot"], t["take"], t["live"]) for t in takes] == [
+        (1, None, 0, 0, True),
+        (2, 1, 1, 0, False),
+        (3, 1, 1, 1, True),
+    ]
+    assert api.patch("/api/stories/tree/takes/2", json={"hidden": True}).json()["hidden"] is True
+    person.wait(lambda event: isinstance(event, p.TreeChanged) and event.takes[0].hidden)
+    assert [t["node"] for t in api.get("/api/stories/tree/takes?hidden=false").json()] == [1, 3]
+    live = api.patch("/api/stories/tree/takes/3", json={"hidden": True})
+    assert (live.status_code, "live" in live.json()["detail"]) == (409, True)
+    assert api.patch("/api/stories/tree/takes/2", json={"hidden": False}).json()["hidden"] is False
+    person.leave()
+
+
+def test_films_are_exported_with_any_cut_list(server: str, api: httpx.Client) -> None:
+    _film(server, "film", "a fox", "the city").leave()
+    for format, start in (("yaml", b"name"), ("vtt", b"WEBVTT"), ("otio", b"{"), ("png", b"\x89PNG"), ("zip", b"PK")):
+        answer = api.get(f"/api/stories/film/export.{format}")
+        assert (answer.status_code, answer.content[: len(start)]) == (200, start)
+        assert f'filename="film.{format}"' in answer.headers["content-disposition"]
+    film = api.get("/api/stories/film/export.mp4", params={"takes": [2, 1, 2]}).content
+    with av.open(io.BytesIO(film)) as container:
+        codes = [read_barcode(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    assert [code.shot for code in codes] == [1] * 9 + [0] * 9 + [1] * 9
+    take = api.get("/api/stories/film/takes/2/film.mp4", headers={"range": "bytes=0-9"})
+    assert (take.status_code, len(take.content)) == (206, 10)
+
+
+def test_what_is_not_there_or_makes_no_sense_is_said_clearly(server: str, api: httpx.Client) -> None:
+    person = Person(server, "empty")
+    _film(server, "some", "a fox").leave()
+    asked = {
+        404: [
+            "/api/stories/nowhere",
+            "/api/stories/nowhere/export.mp4",
+            "/stories/nowhere/live.mp4",
+            "/api/stories/some/takes/9",
+            "/api/stories/some/takes/1/chunks/7",
+            "/api/stories/some/takes/9/chunks/0/latent.npy",
+        ],
+        422: ["/api/stories/some/export.avi", "/api/stories/some/export.mp4?takes=9", "/api/stories/a b"],
+    }
+    for status, paths in asked.items():
+        for path in paths:
+            answer = api.get(path)
+            assert answer.status_code == status, path
+            assert answer.json()["detail"], path
+    assert api.patch("/api/stories/some", json={"title": ""}).status_code == 422
+    person.leave()
+
+
+def test_directors_give_a_token_and_watchers_see_only_the_live_film() -> None:
+    with running(token=TOKEN) as url, httpx.Client(base_url=url, timeout=30) as api:
+        director = {"authorization": f"Bearer {TOKEN}"}
+        assert api.get("/api/stories").status_code == 401
+        assert api.get("/api/stories", headers={"authorization": "Bearer wrong"}).status_code == 401
+        assert api.get("/api/stories", headers=director).json() == []
+        api.post("/api/login", json={"token": TOKEN})
+        link = api.post("/api/watch-links").json()["token"]
+        api.cookies.clear()
+        person = Person(url, "main", TOKEN)
+        person.applied(person.give(p.Start, text="a fox", num_chunks=1))
+        assert api.get("/api/stories/main", headers={"authorization": f"Bearer {link}"}).status_code == 403
+        assert api.get("/stories/main/live.mp4").headers["www-authenticate"].startswith("Basic")
+        with api.stream("GET", "/stories/main/live.mp4", auth=("watch", link)) as answer:
+            assert answer.status_code == 200
+            assert next(answer.iter_bytes())[4:8] == b"ftyp"
+        person.leave()
+
+
+def test_the_live_film_goes_on_through_cuts_and_pauses_in_even_time(server: str, api: httpx.Client) -> None:
+    person = Person(server, "live")
+    person.applied(person.give(p.Start, text="a fox", num_chunks=20))
+    data, start = b"", time.monotonic()
+    with api.stream("GET", "/stories/live/live.mp4") as answer:
+        assert answer.headers["content-type"] == "video/mp4"
+        for part in answer.iter_bytes():
+            data += part
+            elapsed = time.monotonic() - start
+            if elapsed > 2 and person is not None:
+                person.applied(person.give(p.Cut, text="the city", num_chunks=1))
+                person.leave()
+                person = None
+            if elapsed > 5:
+                break
+    with av.open(io.BytesIO(data), format="mp4") as container:
+        frames = list(container.decode(video=0))
+    times = [float(frame.time) for frame in frames]
+    assert times == pytest.approx([index / 16 for index in range(len(times))])
+    assert 4 < times[-1] < 5.5, "as many pictures as time went by, though the story held"
+    codes = [read_barcode(frame.to_ndarray(format="rgb24")) for frame in frames]
+    shown = [(code.shot, code.frame) for code in codes if code is not None]
+    assert shown == sorted(shown), "nothing is shown twice but stills"
+    assert shown[-1] == (1, 8), "it stands still at the last picture"
+    _until(lambda: api.get("/api/stories/live").json()["viewers"] == 0)
+
+
+def test_pictures_that_a_cut_made_void_are_left_out() -> None:
+    encoder = ChunkEncoder(64, 32)
+    chunk = [encoder.encode(np.full((12, 32, 64, 3), shade, np.uint8)) for shade in (50, 200)]
+    first, ticks = samples(chunk[0])
+    projector = Projector(encoder.slate)
+    projector.push(p.MediaHeader(epoch=1, start=0, num_frames=12), chunk[0])
+    while projector.next() != first[0]:
+        pass
+    projector.push(p.MediaHeader(epoch=2, start=4, num_frames=12), chunk[1])
+    following = [projector.next() for _ in range(5)]
+    assert following == [*first[1:4], *samples(chunk[1])[0][:2]]
+    whole = encoder.init_segment + b"".join(one_picture(n, s, ticks) for n, s in enumerate(first))
+    with av.open(io.BytesIO(whole)) as container:
+        frames = [(frame.time, int(frame.to_ndarray(format="rgb24").mean())) for frame in container.decode(video=0)]
+    assert [time for time, _ in frames] == [n / 16 for n in range(12)]
+    assert all(abs(shade - 50) < 3 for _, shade in frames)
+
+
+def test_the_routes_are_documented(api: httpx.Client) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    assert {"get", "patch", "delete"} <= paths["/api/stories/{name}"].keys()
+    assert "get" in paths["/stories/{name}/live.mp4"]
+    assert PRESET.name == api.get("/api/stories").json()[0]["preset"]

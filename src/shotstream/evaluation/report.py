@@ -164,6 +164,8 @@ def _headlines(
         "layout_recall": everything.get("layout", []),
         "steering_within_2_chunks": few.get("steering", []),
     }
+    # Only long stories return to what the published rule has forgotten.
+    groups |= {name: answers for name, answers in everything.items() if name.endswith("_rule")}
     return Tally(answers={name: list(answers) for name, answers in groups.items() if answers}).measures()
 
 

@@ -9,8 +9,11 @@ from shotstream.evaluation.metrics import (
     Answer,
     Tally,
     chance_agreement,
+    entropy_measure,
     frechet_distance,
+    frechet_measure,
     normalised_entropy,
+    of_ceiling,
     paired_difference,
     share_right,
     sharpness,
@@ -88,3 +91,53 @@ def test_a_blurred_picture_is_less_sharp():
     frames = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
     blurred = ((frames[:, 1:].astype(int) + frames[:, :-1]) // 2).astype(np.uint8)
     assert sharpness(blurred) < sharpness(frames)
+
+
+def test_a_share_of_the_ceiling_is_a_mean_over_attributes_and_drawn_together():
+    ours, ceiling = Tally(), Tally()
+    for story in range(40):
+        ours.add("said/place", story, "city", "city" if story % 2 else "snow field")
+        ceiling.add("said/place", story, "city", "city")
+        for tally in (ours, ceiling):  # what the probe cannot read holds back both alike
+            tally.add("said/action", story, "waving", "waving" if story % 4 else "standing")
+    measure = of_ceiling(ours, ceiling, ["said/place", "said/action", "said/weather"])
+    assert measure is not None
+    assert measure.value == pytest.approx((0.5 + 1) / 2)
+    assert measure.low < measure.value < measure.high
+    alone = of_ceiling(ours, ceiling, ["said/action"])
+    assert alone is not None
+    assert (alone.low, alone.high) == (1, 1)
+    assert of_ceiling(ours, ceiling, ["said/weather"]) is None
+
+
+def test_a_rare_attribute_does_not_pull_the_interval_down():
+    tally = Tally()
+    for story in range(20):
+        tally.add("said/place", story, "city", "city")
+    tally.add("said/weather", 3, "rain", "rain")
+    measure = of_ceiling(tally, tally, ["said/place", "said/weather"])
+    assert measure is not None
+    assert (measure.low, measure.value, measure.high) == (1, 1, 1)
+
+
+def test_entropy_and_frechet_intervals_hold_their_value():
+    rng = np.random.default_rng(0)
+    marks = {story: "abcdef"[int(rng.integers(6))] for story in range(100)}
+    entropy = entropy_measure(marks, 6)
+    assert entropy.low < entropy.value < entropy.high <= 1
+    assert entropy.value > 0.9
+    one, two = ({s: rng.standard_normal((7, 3)) for s in range(20)} for _ in range(2))
+    near = frechet_measure(one, two)
+    far = frechet_measure(one, {s: f + 2 for s, f in two.items()})
+    assert near.low <= near.value <= near.high
+    assert far.low > near.high
+
+
+def test_tallies_are_told_apart_by_shot_and_by_story():
+    tally = Tally()
+    tally.add("mark", 0, "red", "red", shot=1)
+    tally.add("mark", 1, "red", "blue", shot=2)
+    tally.note("sharpness", 0, 3.0, shot=2)
+    assert tally.of_shots({2}).measures().keys() == {"mark", "sharpness"}
+    assert tally.of_shots({2}).measures()["mark"].value == 0
+    assert tally.per_story() == {"mark": {0: 1.0, 1: 0.0}, "sharpness": {0: 3.0}}

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("skia", reason="evaluation draws the truth: pip install 'shotstream[eval]'")
 
-from shotstream.engine.stream import Engine
+from shotstream.engine.stream import Engine, TeacherEngine
 from shotstream.evaluation.film import FilmedShot, Take, film, rendered, split_chunks, through_codec, with_uniform_marks
 from shotstream.evaluation.journal import Journal
 from shotstream.evaluation.questions import following, memory, own_memory, steering, unrelated
@@ -236,6 +236,14 @@ def test_parts_can_be_left_out(tiny_engine: Engine):
     result = evaluate_story(tiny_engine, Oracle(), 0, replace(FAST, parts=("memory",)))
     assert not result.ceiling.tally.answers
     assert not any(name.startswith("said/") for name in result.model.tally.answers)
+
+
+def test_a_teacher_is_measured_on_the_same_stories(tiny_engine: Engine):
+    parts = tiny_engine.preset, tiny_engine.model, tiny_engine.codec, tiny_engine.text
+    config = replace(FAST, parts=("following", "memory", "steering"))
+    teacher, student = (evaluate_story(e, Oracle(), 3, config) for e in (TeacherEngine(*parts), tiny_engine))
+    questions = {name: len(group) for name, group in teacher.model.tally.answers.items()}
+    assert questions == {name: len(group) for name, group in student.model.tally.answers.items()}
 
 
 def test_the_same_seed_gives_the_same_results(tiny_engine: Engine):

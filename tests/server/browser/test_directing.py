@@ -29,7 +29,7 @@ def test_the_first_prompt_plays_at_once_and_live(person: Watcher) -> None:
     pressed = person.direct(FOX)
     person.receipt(FOX)
     person.badge("Live")
-    person.page.wait_for_timeout(700)
+    person.page.wait_for_timeout(400)
     pictures = person.pictures()
     first = pictures[0]
     assert (first["shot"], first["chunk"], first["frame"]) == (0, 0, 0)
@@ -37,7 +37,6 @@ def test_the_first_prompt_plays_at_once_and_live(person: Watcher) -> None:
     assert first["when"] - pressed < 3000
     frames = [picture["frame"] for picture in pictures]
     assert frames == sorted(set(frames)), "no picture comes twice or out of order"
-    assert float(person.page.locator("#rate").inner_text()) > 1
     assert person.page.locator("#latency").inner_text().endswith(" s")
 
 
@@ -54,18 +53,12 @@ def test_a_steer_shows_from_the_very_frame_that_its_receipt_names(person: Watche
     assert captions[ended["first_frame"] - 1] == old, "the frame before `first` carries the old caption"
     assert captions[ended["first_frame"]] == new, "`first` carries the new one"
     assert {picture["shot"] for picture in pictures} == {0}
+    receipt = next(one for one in person.recorded("receipts") if "now make him look surprised" in one["text"])
+    seen = next(picture for picture in pictures if picture["caption"] == new)
+    assert receipt["outcome"] == "applied"
+    assert seen["when"] - 20 <= receipt["when"] <= seen["when"] + 400, "the receipt comes with the picture"
     person.page.locator(".steer-mark").wait_for(state="attached")
     assert caption_hash(person.page.locator("#caption").inner_text()) == new
-
-
-def test_the_receipt_appears_with_the_frame_and_not_before(person: Watcher) -> None:
-    begin(person)
-    person.direct("now he dances")
-    person.receipt("now he dances")
-    seen = next(p for p in person.pictures() if p["caption"] == caption_hash(person.ended("now he dances")["caption"]))
-    receipt = next(one for one in person.recorded("receipts") if "now he dances" in one["text"])
-    assert receipt["outcome"] == "applied"
-    assert seen["when"] - 20 <= receipt["when"] <= seen["when"] + 400
 
 
 def test_after_a_cut_no_picture_of_the_shot_before_is_shown(person: Watcher) -> None:

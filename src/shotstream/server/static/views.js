@@ -31,6 +31,11 @@ export function element(name, properties = {}, ...children) {
   return node;
 }
 
+/** Set a node's text. Setting the same again would lay the page out anew, with every picture. @param {Element} node @param {string} text */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
 /**
  * Make a list's children match the items: a child is kept as long as its key and its content stay the same.
  *
@@ -121,6 +126,9 @@ function drawCard(card, fps, open) {
 
 /** @param {HTMLElement} item @param {ShotCard} card */
 function updateProgress(item, card) {
+  const drawn = `${card.made_chunks}/${card.num_chunks}/${card.steers.map(({ id }) => id)}`;
+  if (item.dataset.progress === drawn) return;
+  item.dataset.progress = drawn;
   const made = /** @type {HTMLElement} */ (item.querySelector(".made"));
   made.style.width = `${Math.min(100, (100 * card.made_chunks) / Math.max(1, card.num_chunks))}%`;
   const bar = /** @type {HTMLElement} */ (item.querySelector(".progress"));

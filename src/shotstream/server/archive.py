@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shotstream.engine.archive import ArchiveError, Batch, ChunkData, MemoryEdit, OpeningData, Past
 from shotstream.engine.direction import Place, Saved
-from shotstream.engine.director import KNOWN_IDS
+from shotstream.engine.director import KNOWN_IDS, MAX_CHUNKS
 from shotstream.engine.memory import MemoryFrame
 from shotstream.engine.messages import (
     Accepted,
@@ -29,6 +29,7 @@ from shotstream.engine.messages import (
     ChunkReady,
     Ended,
     Event,
+    Extend,
     MemoryChanged,
     Outcome,
     RememberedFrame,
@@ -208,7 +209,7 @@ class StoryArchive:
             case TreeChanged():
                 self._keep_tree(event)
             case Ended():
-                self._keep_ending(event)
+                self._keep_ending(event, batch)
 
     def _keep_command(self, event: Accepted, batch: Batch) -> None:
         command = batch.command
@@ -218,7 +219,7 @@ class StoryArchive:
             *(self._story, event.id, event.command, event.text, body, time.time()),
         )
 
-    def _keep_ending(self, event: Ended) -> None:
+    def _keep_ending(self, event: Ended, batch: Batch) -> None:
         changed = self._database.run(
             "UPDATE command SET outcome = ?, shot = ?, chunk = ?, first_frame = ?, caption = ?, reason = ?"
             " WHERE story = ? AND id = ? AND outcome IS NULL",
@@ -228,6 +229,12 @@ class StoryArchive:
         assert changed == 1, f"command {event.id} ended without having been accepted, or twice"
         if event.command == Stop.kind and event.outcome == "applied":
             self._database.run("UPDATE story SET running = 0 WHERE id = ?", self._story)
+        if isinstance(batch.command, Extend) and batch.command.id == event.id and event.chunk is not None:
+            self._database.run(
+                "UPDATE take SET num_chunks = ? WHERE story = ?2 AND shot = ?3"
+                " AND node = (SELECT head FROM story WHERE id = ?2)",
+                *(min(MAX_CHUNKS, event.chunk + batch.command.num_chunks), self._story, event.shot),
+            )
 
     def _keep_opening(self, event: ShotOpened, data: OpeningData) -> None:
         self._database.insert(

@@ -240,7 +240,7 @@ def test_parts_can_be_left_out(tiny_engine: Engine):
 
 def test_a_teacher_is_measured_on_the_same_stories(tiny_engine: Engine):
     parts = tiny_engine.preset, tiny_engine.model, tiny_engine.codec, tiny_engine.text
-    config = replace(FAST, parts=("following", "memory", "steering"))
+    config = replace(FAST, stories=4, parts=("following", "memory", "steering"))
     teacher, student = (evaluate_story(e, Oracle(), 3, config) for e in (TeacherEngine(*parts), tiny_engine))
     questions = {name: len(group) for name, group in teacher.model.tally.answers.items()}
     assert questions == {name: len(group) for name, group in student.model.tally.answers.items()}

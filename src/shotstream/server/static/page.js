@@ -493,7 +493,7 @@ function drawControls({ mood }, director) {
   const ready = open && (running || state.status.state === "idle");
   byId("direct").hidden = !director;
   buttons.add.hidden = !director;
-  prompt.placeholder = promptHint();
+  if (prompt.placeholder !== promptHint()) prompt.placeholder = promptHint();
   views.setText(buttons.steer, running ? "Steer" : "Start");
   buttons.steer.disabled = !ready;
   buttons.cut.hidden = !running;

@@ -145,8 +145,7 @@ def network_process(browser: Browser) -> int:
     session = browser.new_browser_cdp_session()
     processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
     for process in processes:
-        command = Path(f"/proc/{process['id']}/cmdline").read_text().split("\0")
-        if "--utility-sub-type=network.mojom.NetworkService" in command:
+        if "NetworkService" in process["type"]:
             return int(process["id"])
     raise RuntimeError(f"no network process among {processes}")
 

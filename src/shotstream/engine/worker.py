@@ -11,6 +11,7 @@ cannot be, everything waits, the story pauses, and `trouble` says why.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -62,6 +63,7 @@ from shotstream.engine.messages import (
 from shotstream.engine.pictures import read_picture, thumbnail
 from shotstream.engine.rollout import ChunkAbandoned
 from shotstream.engine.stream import Chunk, Engine, Stream
+from shotstream.engine.turns import Turn
 from shotstream.engine.writer import Writer
 from shotstream.story import Steer
 
@@ -107,7 +109,7 @@ class Worker:
         *,
         config: DirectorConfig,
         wake: Callable[[], None],
-        turn: threading.Lock | None = None,
+        turn: Turn | None = None,
         record: Callable[[Entry], None] | None = None,
         archive: Archive | None = None,
         reached: Callable[[str], None] = lambda point: None,
@@ -126,7 +128,9 @@ class Worker:
         self.trouble = ""
         """Why nothing can be kept at present, and what to do."""
         self._seq = 0
-        self._turn = turn or threading.Lock()
+        self._turn = turn or Turn()
+        self.idle_until = 0.0
+        """When, by time.monotonic(), it wants the engine next unless something is said; inf: never."""
         self._changed = threading.Condition()
         self._unwanted = threading.Event()
         self._outbox: deque[Delivery] = deque()
@@ -247,7 +251,9 @@ class Worker:
                 work = Wait() if held_up else self._director.next_work(now)
                 if not isinstance(work, Wait):
                     self._unwanted.clear()
+                    self.idle_until = 0.0
                     return work
+                self.idle_until = math.inf if work.until is None else work.until
                 self._put(self._director.poll(now))
                 self._changed.wait(None if work.until is None else max(0.001, work.until - now))
         return None
@@ -328,9 +334,13 @@ class Worker:
 
     def _new_stream(self, story: int, seed: int, global_caption: str, first_shot: int = 0) -> Stream:
         self._stream = stream = self._engine.stream(seed=seed, global_caption=global_caption, first_shot=first_shot)
-        stream.keep_going = lambda: not self._unwanted.is_set()
+        stream.keep_going = self._is_wanted
         self._story = story
         return stream
+
+    def _is_wanted(self) -> bool:
+        self._reached("denoise")
+        return not self._unwanted.is_set()
 
     def _take_up(self, story: int, node: int | None, num_chunks: int, *, like: int | None = None) -> None:
         """A stream that goes on where a kept take was after so many chunks."""

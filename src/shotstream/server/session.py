@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import threading
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from shotstream.engine.archive import ArchiveError, Batch
 from shotstream.engine.direction import DirectorConfig, NotWritten, Viewers, Written
 from shotstream.engine.director import Director
 from shotstream.engine.stream import Engine
+from shotstream.engine.turns import Turn
 from shotstream.engine.worker import Delivery, Encode, Pace, Worker
 from shotstream.engine.writer import Writer
 from shotstream.server.archive import StoryArchive
@@ -488,8 +488,13 @@ class Studio:
         self.writer: Writer | None = None
         self._engine: Engine | None = None
         self._pace: Pace | None = None
-        self._turn = threading.Lock()
+        self.turn = Turn()
         self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def engine(self) -> Engine | None:
+        """None until it is warm."""
+        return self._engine
 
     def show(self, name: str) -> Show:
         """The story of this name.
@@ -561,7 +566,7 @@ class Studio:
                 encode,
                 config=config,
                 wake=show.wake,
-                turn=self._turn,
+                turn=self.turn,
                 archive=show.archive,
                 reached=self._reached,
             )

@@ -26,7 +26,7 @@ function connected({ now = () => 0 } = {}) {
   return { client, sockets, phases, media };
 }
 
-const hello = (seq, replayed = 0) => JSON.stringify({ kind: "hello", seq, replayed, snapshot: { status: { state: "live" } } });
+const hello = (seq, replayed = 0, state = "live") => JSON.stringify({ kind: "hello", seq, replayed, snapshot: { status: { state } } });
 const status = (seq, state = "live") => JSON.stringify({ kind: "status", seq, state });
 
 function mediaMessage({ flags = 0, numFrames = 12, sequence = 5, payload = [7, 8] }) {
@@ -89,6 +89,25 @@ test("after a sleep nothing old is played: the page joins again where it was", (
   sockets[1].onmessage({ data: hello(9, 5) });
   sockets[1].onmessage({ data: mediaMessage({ sequence: 9 }) });
   assert.equal(media.length, 2);
+  client.drop();
+});
+
+test("a story that was late when it was joined is listened to as well", () => {
+  let time = 0;
+  const { sockets, client } = connected({ now: () => time });
+  sockets[0].onmessage({ data: hello(4, 0, "late") });
+  for (let beat = 0; beat < 8; beat += 1) {
+    time += 500;
+    client.beat();
+  }
+  sockets[0].onmessage({ data: mediaMessage({}) });
+  assert.equal(sockets.length, 1, "late chunks are no sleep");
+  for (let beat = 0; beat < 12; beat += 1) {
+    time += 500;
+    client.beat();
+  }
+  sockets[0].onmessage({ data: mediaMessage({ sequence: 6 }) });
+  assert.equal(sockets.length, 2);
   client.drop();
 });
 

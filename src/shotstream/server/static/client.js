@@ -19,8 +19,8 @@ const FIRST_RETRY_MS = 250;
 const LONGEST_RETRY_MS = 5000;
 /** A live story speaks every two seconds; a socket that says nothing for this long is dead, whatever the system thinks. */
 const SILENCE_MS = 7000;
-/** A live story speaks several times a second. What comes after a pause like this was on its way for long: not live any more. */
-const ASLEEP_MS = 2000;
+/** What comes after a pause like this was on its way for long: not live any more. A story that is late speaks less often. */
+const ASLEEP_MS = { live: 2000, late: 4500 };
 
 export class Client {
   /**
@@ -45,8 +45,8 @@ export class Client {
     this.retryTimer = undefined;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.silenceTimer = undefined;
-    this.expectTraffic = false;
-    this.isLive = false;
+    /** @type {"live" | "late" | ""} Whether, and how, the story runs: then the server is never silent for long. */
+    this.runs = "";
     this.awaitsReply = false;
     /** Why the server cannot take us now, in its words. */
     this.unavailable = "";
@@ -97,9 +97,10 @@ export class Client {
   /** Whether this page slept, or its socket did: what waits in it is old, and joining again leads to what is on air. */
   slept() {
     const now = this.now();
-    const silent = now - this.lastHeard > ASLEEP_MS && (this.isLive || now - this.lastBeat > ASLEEP_MS);
+    const socketSlept = this.runs !== "" && now - this.lastHeard > ASLEEP_MS[this.runs];
+    const pageSlept = Math.min(now - this.lastHeard, now - this.lastBeat) > ASLEEP_MS.live;
     this.lastHeard = this.lastBeat = now;
-    return this.joined && silent;
+    return this.joined && (socketSlept || pageSlept);
   }
 
   /** @param {string | ArrayBuffer} data */
@@ -127,13 +128,10 @@ export class Client {
       // Where missed events follow, each of them moves the mark; a restarted server counts from the beginning.
       if (this.lastSeq === null || !message.replayed || message.seq < this.lastSeq) this.lastSeq = message.seq;
       this.listeners.connection({ phase: "open" });
-      this.expectTraffic = this.isLive = message.snapshot.status.state === "live";
+      this.runs = runs(message.snapshot.status.state);
     }
     if ("seq" in message && message.kind !== "hello") this.lastSeq = message.seq;
-    if (message.kind === "status") {
-      this.isLive = message.state === "live";
-      this.expectTraffic = this.isLive || message.state === "late";
-    }
+    if (message.kind === "status") this.runs = runs(message.state);
     this.listeners.message(message);
     // What is unavailable now may be available later; the server closes and the client tries again.
     if (message.kind === "error" && message.fatal && message.code !== "unavailable") this.refuse(message.code, message.message);
@@ -163,7 +161,7 @@ export class Client {
   listenForSilence() {
     clearTimeout(this.silenceTimer);
     this.silenceTimer = setTimeout(() => {
-      if ((this.expectTraffic || this.awaitsReply) && this.socket !== null) this.closed(0, "the server fell silent");
+      if ((this.runs || this.awaitsReply) && this.socket !== null) this.closed(0, "the server fell silent");
     }, SILENCE_MS);
   }
 
@@ -179,3 +177,6 @@ export class Client {
 }
 
 const POLICY_VIOLATION = 1008;
+
+/** @param {import("./protocol.js").StatusState} state */
+const runs = (state) => (state === "live" || state === "late" ? state : "");

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("skia", reason="what is trained here is measured in drawn stories: pip install 'shotstream[eval]'")
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # worlds.py: tests are not a package
 
 from two_processes import TINY

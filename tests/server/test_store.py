@@ -372,3 +372,22 @@ def test_places_that_do_not_exist_are_named_in_words(film: Open, command: m.Comm
     ended = one.ended("x")
     assert ended.outcome == "failed"
     assert reason in ended.reason
+
+
+def test_a_story_of_forty_shots_takes_as_much_for_its_last_as_for_its_first(film: Open) -> None:
+    one = film(fps=1600)
+    one.give(m.Start, "s0", text="a fox", num_chunks=2)
+    sizes = []
+    for shot in range(1, 41):
+        one.wait(lambda e, shot=shot: isinstance(e, m.ChunkReady) and (e.shot, e.chunk) == (shot - 1, 1))
+        sizes.append(one.archive.info().bytes)
+        one.give(m.Cut, f"s{shot}", text=f"place {shot}", num_chunks=2)
+    growth = np.diff(sizes)
+    assert max(growth[-10:]) <= 1.1 * max(growth[2:12])
+    again = film()
+    assert again.snapshot.status.state == "paused"
+    assert len(again.snapshot.takes) >= 40
+    assert sum(len(frames) for frames in again.archive.past(39, 2).shots) <= 2 * 40, "what a cut may ask for, no more"
+    again.give(m.Resume, "r")
+    again.give(m.Cut, "z", text="home")
+    assert again.ended("z").outcome == "applied"

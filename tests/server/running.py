@@ -19,6 +19,7 @@ from shotstream.presets import Preset
 from shotstream.server import protocol as p
 from shotstream.server.app import ServeConfig, create_app
 from shotstream.server.security import SecurityConfig
+from shotstream.server.store import StoreConfig
 
 PRESET = replace(FAKE, height=96, width=160)
 
@@ -28,10 +29,16 @@ def fake_engine() -> Engine:
 
 
 @contextmanager
-def running(*, preset: Preset = PRESET, engine: Callable[[], Engine] = fake_engine, token: str = "") -> Iterator[str]:
+def running(
+    *,
+    preset: Preset = PRESET,
+    engine: Callable[[], Engine] = fake_engine,
+    token: str = "",
+    data: StoreConfig | None = None,
+) -> Iterator[str]:
     """Serve; gives the address."""
     security = SecurityConfig(token=token, requests_per_s=10_000, commands_per_s=10_000)
-    app = create_app(ServeConfig(preset=preset, security=security, slots=12), engine)
+    app = create_app(ServeConfig(preset=preset, security=security, slots=12, data=data), engine)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -47,6 +47,8 @@ from shotstream.server.security import COOKIE, Access, Bucket, Guard, Security, 
 from shotstream.server.session import Broadcast, Show, Studio, Viewer
 from shotstream.server.store import Store, StoreConfig
 from shotstream.server.suggestions import suggestions
+from shotstream.server.video_jobs import VideoJobs
+from shotstream.server.videos import videos_router
 from shotstream.story import CHUNKS_PER_SHOT
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,7 @@ def create_app(
     security = Security(config.security)
     encoder = ChunkEncoder(config.preset.width, config.preset.height, config.preset.fps)
     door = Door(security)
+    jobs = VideoJobs()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -99,9 +102,11 @@ def create_app(
                 _broadcast(config.preset, encoder), store, writer_name=config.writer, reached=reached
             )
             opening = asyncio.create_task(_open(studio, config, load_engine))
+            jobs.start(studio)
             yield
             opening.cancel()
             door.close_all()
+            await asyncio.to_thread(jobs.close)
             await studio.close()
 
     app = FastAPI(title="shotstream", lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -109,6 +114,7 @@ def create_app(
     _add_care(app, door)
     _add_doors(app, door)
     app.include_router(library_router(lambda: door.studio, security))
+    app.include_router(videos_router(jobs, config.preset, security))
     app.add_api_websocket_route(SOCKET_PATH, door.serve)
     if STATIC.is_dir():
         app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")

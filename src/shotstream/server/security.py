@@ -25,6 +25,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "shotstream"
 MAX_BODY = 16 * 1024
+MAX_UPLOAD = 2 * 1024 * 1024
+UPLOAD_PATH = "/v1/videos"
+"""Takes a picture along."""
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -241,8 +244,9 @@ def _too_large(scope: Scope, headers: Headers) -> tuple[int, str] | None:
     length = headers.get("content-length")
     if "transfer-encoding" in headers:
         return 411, "give the length of the body"
-    if length is not None and (not length.isascii() or not length.isdecimal() or int(length[:12]) > MAX_BODY):
-        return 413, f"a body has at most {MAX_BODY} bytes"
+    limit = MAX_UPLOAD if scope["path"] == UPLOAD_PATH else MAX_BODY
+    if length is not None and (not length.isascii() or not length.isdecimal() or int(length[:12]) > limit):
+        return 413, f"a body has at most {limit} bytes"
     return None
 
 

@@ -12,9 +12,9 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ from shotstream.engine.messages import (
     Event,
     Extend,
     MemoryChanged,
-    Outcome,
     RememberedFrame,
     Retake,
     ShotOpened,
@@ -41,6 +40,12 @@ from shotstream.engine.messages import (
     Undo,
 )
 from shotstream.server.protocol import to_json
+from shotstream.server.records import PathShot as PathShot
+from shotstream.server.records import StoredChunk as StoredChunk
+from shotstream.server.records import StoredCommand as StoredCommand
+from shotstream.server.records import StoredTake as StoredTake
+from shotstream.server.records import StoryInfo as StoryInfo
+from shotstream.server.records import read_chunk, read_command, read_take
 from shotstream.server.takefile import Part, TakeFile, pack_picture, read_part, unpack_picture
 
 if TYPE_CHECKING:
@@ -51,97 +56,6 @@ KEPT_EVENTS = 4096
 """For viewers who reconnect. Who was away for longer gets along with the snapshot."""
 RESTARTED = "the server was restarted"
 _TRIM = 256
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoryInfo:
-    """A story at a glance."""
-
-    name: str
-    """Part of its address; never changes."""
-    title: str
-    """For people."""
-    preset: str
-    width: int
-    height: int
-    fps: int
-    created: float
-    """Seconds since 1970."""
-    changed: float
-    head: int | None
-    """The take in which it goes on."""
-    running: bool
-    """Whether it would go on after a restart; false once it was stopped."""
-    num_takes: int
-    """Hidden ones included."""
-    num_frames: int
-    """Length of the live path."""
-    bytes: int
-    """In the files of its takes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredTake:
-    """A node of the tree, with what the page is not told."""
-
-    take: Take
-    start: int
-    """Story-clock frame of its first frame when it was first on air."""
-    num_frames: int
-    """Pixel frames of all its chunks."""
-    seed: int
-    global_caption: str
-    created: float
-    """Seconds since 1970."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredChunk:
-    """One chunk of a take; `StoryArchive.media` and `latent` have what is large."""
-
-    node: int
-    chunk: int
-    sequence: int
-    epoch: int
-    start: int
-    """Story-clock frame of its first frame when it was first on air."""
-    num_frames: int
-    caption: str
-    """In force, exactly as the text encoder saw it."""
-    shot_caption: str
-    steers: tuple[str, ...]
-    """The parts of it, as they were written: the shot's caption, and the steers in force."""
-    applied: tuple[str, ...]
-    """Ids of the commands that took effect in it."""
-    media_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredCommand:
-    """A command that was accepted, and what became of it."""
-
-    id: str
-    kind: str
-    text: str
-    body: str
-    """The whole command as JSON, as it came over the wire; empty for one that the server gave."""
-    accepted: float
-    """Seconds since 1970."""
-    outcome: Outcome | None
-    """None while it is pending."""
-    shot: int | None
-    chunk: int | None
-    first_frame: int | None
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PathShot:
-    """One shot of the way from the story's beginning to a take."""
-
-    take: StoredTake
-    num_frames: int
-    """How many of its frames are part of the story: fewer than it has where it was cut."""
 
 
 class StoryArchive:
@@ -519,14 +433,14 @@ class StoryArchive:
     def takes(self) -> tuple[StoredTake, ...]:
         """The whole tree, in the order in which it was made; hidden takes are marked."""
         rows = self._database.rows("SELECT * FROM take WHERE story = ? ORDER BY node", self._story)
-        return tuple(_take(row) for row in rows)
+        return tuple(read_take(row) for row in rows)
 
     def take(self, node: int) -> StoredTake:
         """Raises ValueError if there is none of this number."""
         row = self._database.row("SELECT * FROM take WHERE story = ? AND node = ?", self._story, node)
         if row is None:
             raise ValueError(f"there is no take {node} in this story")
-        return _take(row)
+        return read_take(row)
 
     def path(self, node: int | None) -> tuple[PathShot, ...]:
         """The shots that lead to a take, itself, with all its frames, at the end; none for None."""
@@ -545,7 +459,7 @@ class StoryArchive:
             "SELECT * FROM chunk WHERE story = ? AND node = ? AND chunk < ? ORDER BY chunk",
             *(self._story, node, 2**31 if num_chunks is None else num_chunks),
         )
-        return tuple(_chunk(row) for row in rows)
+        return tuple(read_chunk(row) for row in rows)
 
     def media(self, node: int, chunk: int) -> bytes:
         """What was sent of a chunk: one fMP4 fragment. Raises ValueError for a chunk that was not made."""
@@ -622,7 +536,7 @@ class StoryArchive:
     def commands(self) -> tuple[StoredCommand, ...]:
         """Every command that was accepted, in order."""
         rows = self._database.rows("SELECT * FROM command WHERE story = ? ORDER BY number", self._story)
-        return tuple(_command(row) for row in rows)
+        return tuple(read_command(row) for row in rows)
 
     def command_texts(self, ids: Sequence[str]) -> dict[str, str]:
         """What people wrote in some steers, by id."""
@@ -658,59 +572,3 @@ def _light(event: Event) -> Event:
     if not isinstance(event, MemoryChanged):
         return event
     return replace(event, frames=tuple(replace(frame, thumbnail="") for frame in event.frames))
-
-
-def _take(row: sqlite3.Row) -> StoredTake:
-    take = Take(
-        node=row["node"],
-        parent=row["parent"],
-        parent_frames=row["parent_frames"],
-        origin=row["origin"],
-        shot=row["shot"],
-        take=row["take"],
-        text=row["text"],
-        caption=row["caption"],
-        num_chunks=row["num_chunks"],
-        made_chunks=row["made_chunks"],
-        hidden=bool(row["hidden"]),
-        thumbnail=row["thumbnail"],
-    )
-    return StoredTake(
-        take=take,
-        start=row["start"],
-        num_frames=row["num_frames"],
-        seed=row["seed"],
-        global_caption=row["global_caption"],
-        created=row["created"],
-    )
-
-
-def _chunk(row: sqlite3.Row) -> StoredChunk:
-    return StoredChunk(
-        node=row["node"],
-        chunk=row["chunk"],
-        sequence=row["sequence"],
-        epoch=row["epoch"],
-        start=row["start"],
-        num_frames=row["num_frames"],
-        caption=row["caption"],
-        shot_caption=row["shot_caption"],
-        steers=tuple(json.loads(row["steers"])),
-        applied=tuple(json.loads(row["applied"])),
-        media_bytes=row["media_bytes"],
-    )
-
-
-def _command(row: sqlite3.Row) -> StoredCommand:
-    return StoredCommand(
-        id=row["id"],
-        kind=row["kind"],
-        text=row["text"],
-        body=row["body"],
-        accepted=row["accepted"],
-        outcome=cast("Outcome | None", row["outcome"]),
-        shot=row["shot"],
-        chunk=row["chunk"],
-        first_frame=row["first_frame"],
-        reason=row["reason"],
-    )

@@ -55,6 +55,7 @@ def conditions(preset: str, load_before: float) -> dict[str, Any]:
         "hardware": hardware_name(torch.device("cpu")),
         "load_before": round(load_before, 2),
         "load_after": round(os.getloadavg()[0], 2),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
         "commit": commit_name(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),

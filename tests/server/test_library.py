@@ -141,8 +141,11 @@ def test_what_is_not_there_or_makes_no_sense_is_said_clearly(server: str, api: h
             answer = api.get(path)
             assert answer.status_code == status, path
             assert answer.json()["detail"], path
-    assert api.patch("/api/stories/some", json={"title": ""}).status_code == 422
     person.leave()
+    for body in (b'{"title": ""}', b'{"title": "\\ud800"}', b'{"title": "a\\u0000"}', b"{}", b"[1]", b"{"):
+        answer = api.patch("/api/stories/some", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 422, body
+        assert isinstance(answer.json()["detail"], str)
 
 
 def test_directors_give_a_token_and_watchers_see_only_the_live_film() -> None:
@@ -214,3 +217,29 @@ def test_the_routes_are_documented(api: httpx.Client) -> None:
     assert {"get", "patch", "delete"} <= paths["/api/stories/{name}"].keys()
     assert "get" in paths["/stories/{name}/live.mp4"]
     assert PRESET.name == api.get("/api/stories").json()[0]["preset"]
+
+
+def test_no_request_about_a_story_ends_in_a_server_error(server: str) -> None:
+    """What schemathesis sends about names that there are; `test_fuzz.py` has those that there are not."""
+    schemathesis = pytest.importorskip(
+        "schemathesis", reason="fuzzing needs schemathesis (pip install shotstream[dev])"
+    )
+    hypothesis = pytest.importorskip("hypothesis", reason="fuzzing needs hypothesis (pip install shotstream[dev])")
+    _film(server, "fuzzed", "a fox", "the city").leave()
+    real = {"name": "fuzzed", "node": 1, "chunk": 0}
+    quick = hypothesis.settings(
+        max_examples=6,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+
+    def send(case: schemathesis.Case) -> None:
+        case.path_parameters.update({key: value for key, value in real.items() if key in case.path_parameters})
+        assert case.call().status_code < 500
+
+    for result in schemathesis.openapi.from_url(f"{server}/openapi.json").get_all_operations():
+        operation = result.ok()
+        if "{name}" in operation.path and not operation.path.endswith("live.mp4") and operation.method != "delete":
+            quick(hypothesis.given(case=operation.as_strategy())(send))()

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from fastapi import Cookie, Depends, FastAPI, HTTPException, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
@@ -29,7 +30,7 @@ from shotstream.engine.worker import Encode, warm_up
 from shotstream.engine.writer import Composer, OpenAIConfig, OpenAIWriter, PassthroughWriter, TemplateWriter, Writer
 from shotstream.engine.writer import WriterName as WriterName
 from shotstream.presets import Preset
-from shotstream.server.library import library_router
+from shotstream.server.library import Failure, library_router
 from shotstream.server.media import ChunkEncoder
 from shotstream.server.protocol import (
     PROTOCOL_VERSION,
@@ -109,8 +110,10 @@ def create_app(
             await asyncio.to_thread(jobs.close)
             await studio.close()
 
-    app = FastAPI(title="shotstream", lifespan=lifespan, docs_url=None, redoc_url=None)
+    unusable: dict[int | str, dict[str, Any]] = {422: {"model": Failure}}
+    app = FastAPI(title="shotstream", lifespan=lifespan, docs_url=None, redoc_url=None, responses=unusable)
     app.add_middleware(Guard, security=security)
+    app.add_exception_handler(RequestValidationError, _explain)
     _add_care(app, door)
     _add_doors(app, door)
     app.include_router(library_router(lambda: door.studio, security))
@@ -119,6 +122,14 @@ def create_app(
     if STATIC.is_dir():
         app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")
     return app
+
+
+def _explain(_: Request, error: Exception) -> Response:
+    """What is wrong with a request, without repeating it: not everything that was sent can be sent back."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return JSONResponse({"detail": f"{where}: {first['msg']}" if where else first["msg"]}, 422)
 
 
 @contextmanager

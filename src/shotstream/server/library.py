@@ -422,7 +422,7 @@ def _add_takes(router: APIRouter, library: Library, gate: Gate) -> None:
     @router.get(
         "/api/stories/{name}/takes/{node}/film.mp4",
         response_class=FileResponse,
-        responses={**refusals(401, 403, 404, 409, 422, 429), 200: {"content": {"video/mp4": {}}}},
+        responses={**refusals(401, 403, 404, 409, 429), 200: {"content": {"video/mp4": {}}}},
         **guarded,
     )
     async def get_take_film(name: StoryName, node: Node) -> FileResponse:
@@ -487,7 +487,7 @@ def _add_films(router: APIRouter, library: Library, gate: Gate) -> None:
         "/api/stories/{name}/export.{format}",
         response_class=FileResponse,
         responses={
-            **refusals(401, 403, 404, 409, 422, 429),
+            **refusals(401, 403, 404, 409, 429),
             200: {"content": {mime: {} for mime in sorted(set(MIME_TYPES.values()))}},
         },
         dependencies=[Depends(gate.director)],

@@ -139,7 +139,9 @@ def test_every_state_has_its_words_and_can_be_read(enter: Enter, axe: str) -> No
 def test_everything_can_be_done_with_the_keyboard_to_the_end(enter: Enter, person: Watcher, tmp_path: Path) -> None:
     page, keys = person.page, person.page.keyboard
     choosers: list[Any] = []
-    page.on("filechooser", choosers.append)  # from the beginning: Playwright takes a while to catch them
+    page.on(
+        "filechooser", lambda chooser: choosers.append(chooser)
+    )  # from the beginning: Playwright takes a while to catch them
     assert page.evaluate("document.activeElement.id") == "prompt", "one can type at once"
     rich_story(person)
     keys.press("ArrowUp")

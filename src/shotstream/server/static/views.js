@@ -204,7 +204,7 @@ function cancelButton(one, cancel) {
 }
 
 /** @type {Record<string, string>} */
-const VERB = { start: "Cut", cut: "Cut", steer: "Steer" };
+const VERB = { start: "Start", cut: "Cut", steer: "Steer" };
 
 /** @param {HTMLElement} list @param {Receipt[]} receipts @param {number} now */
 export function drawReceipts(list, receipts, now) {

@@ -292,11 +292,16 @@ def _inspect(engine: Any, folder: Path) -> dict[str, Any]:
         for take in takes
         for chunk in archive.chunks(take.take.node)
     }
-    parents = {take.take.parent for take in takes} | {take.take.origin for take in takes}
+    lengths = {take.take.node: take.num_frames for take in takes}
+    covered = {
+        take.take.parent
+        for take in takes
+        if take.take.parent is not None and (take.take.parent_frames or 0) >= lengths[take.take.parent]
+    }
     differences: list[str] = []
     refilmed = 0
     for take in takes:
-        if take.take.node not in parents:
+        if take.take.node not in covered:  # the way to what follows it holds all of it
             for difference in _refilm(engine, archive, take.take.node):
                 differences += [difference] if difference else []
                 refilmed += 1

@@ -391,3 +391,31 @@ def test_a_story_of_forty_shots_takes_as_much_for_its_last_as_for_its_first(film
     again.give(m.Resume, "r")
     again.give(m.Cut, "z", text="home")
     assert again.ended("z").outcome == "applied"
+
+
+def test_what_is_to_survive_the_machine_waits_for_the_disk(film: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("shotstream.server.takefile.os.fsync", synced.append)
+    one = film(durable="power")
+    one.give(m.Start, "a", text="a fox", num_chunks=3)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 2)
+    assert len(synced) >= 3, "once per chunk, before anybody was told"
+    assert one.store.database.row("PRAGMA synchronous")["synchronous"] == 2
+
+
+def test_stories_can_be_listed_renamed_copied_and_deleted(film: Open, tmp_path: Path) -> None:
+    one = _two_shots(film)
+    frames = _kept_frames(one.archive)
+    one.worker.close()
+    one.store.rename("main", "The fox")
+    one.store.duplicate("main", "copy")
+    assert {info.name: (info.title, info.num_frames, info.bytes) for info in one.store.stories()} == {
+        "main": ("The fox", 78, one.archive.info().bytes),
+        "copy": ("The fox", 78, one.archive.info().bytes),
+    }
+    one.store.delete("main")
+    assert [info.name for info in one.store.stories()] == ["copy"]
+    assert _kept_frames(one.store.story("copy")) == frames
+    assert len(list((tmp_path / "data" / "takes").iterdir())) == 1
+    one.store.delete("copy")
+    assert not list((tmp_path / "data" / "takes").iterdir())

@@ -96,6 +96,10 @@ class Archive(Protocol):
         """What is kept so far. Commands that had not ended are ended, as failed."""
         ...
 
+    def prepare(self, opening: OpeningData) -> None:
+        """Do the slow part of keeping a shot's pictures, before a lock is held for `record`."""
+        ...
+
     def record(self, batch: Batch) -> int:
         """Keep a batch, all of it or nothing. Returns the number of its first event. Raises ArchiveError."""
         ...

@@ -294,12 +294,14 @@ class Worker:
         self._stream.cut(fitted.caption, num_chunks=MAX_CHUNKS, steers=steers, take=work.take, aired_frames=aired)
         chunk = next(self._stream)
         self._in_force = (work.caption, work.steers)
-        self._openings[work.shot] = OpeningData(
+        self._openings[work.shot] = opening = OpeningData(
             seed=work.seed,
             global_caption=work.global_caption,
             context=chunk.context,
             kept=self._stream.memory.kept(work.shot - 1),
         )
+        if self._archive is not None:
+            self._archive.prepare(opening)
         self._keep_at_hand(work.shot, 0, chunk, work)
         return Made(
             num_frames=len(chunk.frames),

@@ -58,6 +58,19 @@ RESTARTED = "the server was restarted"
 _TRIM = 256
 
 
+class _Picture:
+    """A picture on its way into a file."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = pixels
+        self.sha = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).digest()[:16]
+        self._packed = b""
+
+    def pack(self) -> bytes:
+        self._packed = self._packed or pack_picture(self.pixels)
+        return self._packed
+
+
 class StoryArchive:
     """Keeps one story of a store. Every method may be called from any thread, and may raise ArchiveError."""
 
@@ -69,6 +82,8 @@ class StoryArchive:
         self._seq = int(row["seq"]) if row else 0
         self._file: TakeFile | None = None
         self._file_node = 0
+        self._prepared: dict[int, _Picture] = {}
+        """By id of the array, which they keep alive."""
 
     @property
     def exists(self) -> bool:
@@ -76,6 +91,14 @@ class StoryArchive:
         return self._story != 0
 
     # ---------------------------------------------------------------------------------------------------------- writing
+
+    def prepare(self, opening: OpeningData) -> None:
+        """Compress the pictures of a shot that is about to be announced."""
+        arrays = {id(frame.pixels): frame.pixels for frame in (*opening.kept, *opening.context)}
+        self._prepared = {key: self._prepared.get(key) or _Picture(pixels) for key, pixels in arrays.items()}
+        for picture in self._prepared.values():
+            if not self._has_picture(picture.sha):
+                picture.pack()
 
     def record(self, batch: Batch) -> int:
         """Keep a batch, all of it or nothing; returns the number of its first event.
@@ -293,9 +316,10 @@ class StoryArchive:
 
     def _keep_picture(self, pixels: NDArray[np.uint8], node: int) -> bytes:
         """Each picture is kept once per story, wherever it is remembered."""
-        sha = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).digest()[:16]
-        if self._database.row("SELECT 1 FROM picture WHERE story = ? AND sha = ?", self._story, sha) is None:
-            part = self._append(pack_picture(pixels), node)
+        picture = self._prepared.get(id(pixels)) or _Picture(pixels)
+        sha = picture.sha
+        if not self._has_picture(sha):
+            part = self._append(picture.pack(), node)
             self._database.insert(
                 "picture",
                 story=self._story,
@@ -308,6 +332,10 @@ class StoryArchive:
                 width=pixels.shape[1],
             )
         return sha
+
+    def _has_picture(self, sha: bytes) -> bool:
+        row = self._database.row("SELECT 1 FROM picture WHERE story = ? AND sha = ?", self._story, sha)
+        return row is not None
 
     def _append(self, data: bytes, node: int) -> Part:
         self.store.check_room(self._story, len(data))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal
 
 from shotstream.engine.direction import (
@@ -39,7 +39,6 @@ from shotstream.engine.direction import (
     NextChunk,
     NotWritten,
     OpenShot,
-    Planned,
     Refused,
     Result,
     Saved,
@@ -65,7 +64,6 @@ from shotstream.engine.messages import (
     Hide,
     Memory,
     MemoryChanged,
-    Outcome,
     Pause,
     Pending,
     RememberedFrame,
@@ -82,98 +80,28 @@ from shotstream.engine.messages import (
     Undo,
 )
 from shotstream.engine.takes import Takes
+from shotstream.engine.underway import (
+    Agenda,
+    Held,
+    Instruction,
+    Making,
+    Notices,
+    RunningShot,
+    Story,
+    Timing,
+    at_of,
+    quantile_of,
+    text_of,
+)
 
 MAX_PENDING = 32
 MAX_CHUNKS = 10_000
 KNOWN_IDS = 4096
 """So many ids of commands are remembered: none of them may come again."""
 RESTARTED = "the server was restarted: resume to go on"
-_ON_TIME_AGAIN = 3
-"""After so many chunks on time the engine is no longer called late."""
 _IDLE = 0.05
 """Seconds of idleness before a chunk that show it was asked for at short notice."""
 _TINY = 1e-6
-
-
-@dataclass
-class _Instruction:
-    """A start, cut or steer on its way, or a going back that opens a shot."""
-
-    command: Start | Cut | Steer | Branch | Retake | Undo
-    accepted_at: float
-    caption: str | None = None
-    """None while it is being written."""
-    replaces: bool = False
-    notice: str = ""
-    place: NewShot | None = None
-    """Where its shot is opened, if that is elsewhere in the tree."""
-
-    @property
-    def id(self) -> str:
-        return self.command.id
-
-    @property
-    def at(self) -> At | None:
-        return self.command.at if isinstance(self.command, (Cut, Steer)) else None
-
-    @property
-    def text(self) -> str:
-        return _text(self.command) or (self.place.text if self.place else "")
-
-    @property
-    def opens(self) -> bool:
-        return not isinstance(self.command, Steer)
-
-
-@dataclass
-class _Shot:
-    index: int
-    opened_by: _Instruction | None
-    """None for one that was gone on with."""
-    caption: str
-    num_chunks: int
-    take: int = 0
-    steers: list[str] = field(default_factory=list)
-    plan: tuple[Planned, ...] = ()
-    """What a retake does later, since the take before did."""
-    start: int = 0
-    """Story-clock frame; meaningless until it is on air."""
-    num_made: int = 0
-    num_frames: int = 0
-
-
-@dataclass
-class _Making:
-    """The work under way and the instructions that take effect with it."""
-
-    work: Work
-    began: float
-    instructions: list[_Instruction]
-    shot: _Shot | None
-    """The shot it belongs to, as it will be."""
-    on_demand: bool = False
-    """Nobody could have begun it earlier: it cannot be late."""
-    orphaned: bool = False
-    """The story ended, or went elsewhere, meanwhile."""
-    planned: tuple[str, ...] = ()
-    """Steers that a retake repeats."""
-
-
-@dataclass
-class _Held:
-    """A first chunk that waits until the second cannot come too late."""
-
-    release_at: float
-    made: Made
-    making: _Making
-    ready_at: float
-
-
-@dataclass
-class _Story:
-    number: int
-    seed: int
-    global_caption: str
 
 
 class Director:
@@ -189,20 +117,20 @@ class Director:
         """Args: record is told every call that counts; saved is a story to go on with, paused, see `replay`."""
         self.config = config or DirectorConfig()
         self._record = record
-        self._events: list[Event] = []
+        self._notices = Notices()
         self._clock = StoryClock(self.config.fps)
-        self._story: _Story | None = None
+        self._story: Story | None = None
         self._stories = 0
-        self._shot: _Shot | None = None
+        self._shot: RunningShot | None = None
         """The stream's running shot, on air or held."""
         self._leftover = False
         """The stream's running shot was never aired and is no shot of the story."""
         self._aired_before: int | None = None
         """How many frames of the shot before the running one counted as seen."""
-        self._making: _Making | None = None
+        self._making: Making | None = None
         self._free_since = -math.inf
-        self._held: _Held | None = None
-        self._pending: list[_Instruction] = []
+        self._held: Held | None = None
+        self._pending = Agenda()
         self._edits: list[Memory] = []
         self._known: OrderedDict[str, None] = OrderedDict()
         self._takes = Takes()
@@ -215,14 +143,10 @@ class Director:
         """The next chunk goes on from an earlier place: it breaks the clock."""
         self._unwatched_since: float | None = None
         self._viewers = 0
-        self._late_ms = 0.0
-        self._on_time = 0
+        self._timing = Timing(self.config)
         self._broken = ""
         self._status = Status(state="idle")
         self._sequence = self._epoch = 0
-        self.late_chunks = 0
-        self._open_s = deque([self.config.expected_open_s], maxlen=32)
-        self._chunk_s = deque([self.config.expected_chunk_s], maxlen=32)
         if saved is not None:
             self._restore(saved)
 
@@ -292,7 +216,7 @@ class Director:
         making = self._making
         if making is None or isinstance(making.work, EditMemory):
             return False
-        return making.orphaned or (not self._paused and self._waiting_cut() is not None)
+        return making.orphaned or (not self._paused and self._pending.waiting_cut() is not None)
 
     @property
     def busy(self) -> bool:
@@ -303,6 +227,11 @@ class Director:
     def dormant(self) -> bool:
         """Whether the story was taken up again after a restart and nobody has resumed it yet."""
         return self._story is not None and self._paused == "restarted"
+
+    @property
+    def late_chunks(self) -> int:
+        """How many chunks came too late."""
+        return self._timing.late_chunks
 
     @property
     def head(self) -> int | None:
@@ -325,7 +254,7 @@ class Director:
 
     def compute_s(self, quantile: float) -> float:
         """Seconds per chunk, over the newest ones."""
-        return _quantile(self._chunk_s, quantile)
+        return quantile_of(self._timing.chunk_s, quantile)
 
     def snapshot(self, now: float) -> StorySnapshot:
         """Everything needed to draw the story now."""
@@ -362,9 +291,9 @@ class Director:
                 self._take_written(command, now)
                 return
             case NotWritten():
-                if instruction := self._find(command.id):
+                if instruction := self._pending.find(command.id):
                     self._pending.remove(instruction)
-                    self._end(instruction.command, "failed", reason=command.reason)
+                    self._notices.end(instruction.command, "failed", reason=command.reason)
                     self._end_if_nothing_comes(command.reason)
                 return
             case Trouble():
@@ -373,28 +302,28 @@ class Director:
             case Located():
                 self._take_located(command, now)
                 return
-        self._emit(Accepted(id=command.id, command=command.kind, text=_text(command), at=_at(command)))
+        self._notices.add(Accepted(id=command.id, command=command.kind, text=text_of(command), at=at_of(command)))
         if problem := self._problem(command):
-            self._end(command, "failed", reason=problem)
+            self._notices.end(command, "failed", reason=problem)
             return
         match command:
             case Start():
                 self._begin_story(command, now)
-                self._pending.append(_Instruction(command, now))
+                self._pending.append(Instruction(command, now))
             case Cut() | Steer():
-                self._pending.append(_Instruction(command, now))
+                self._pending.append(Instruction(command, now))
             case Memory():
                 self._edits.append(command)
             case Extend():
                 self._extend(command)
             case Pause() | Resume():
                 self._set_paused("asked" if isinstance(command, Pause) else "", now)
-                self._end(command, "applied", first_frame=math.floor(self._clock.at(now)))
+                self._notices.end(command, "applied", first_frame=math.floor(self._clock.at(now)))
             case Hide():
                 self._hide(command)
             case Stop():
                 self._end_story("the story was stopped")
-                self._end(command, "applied")
+                self._notices.end(command, "applied")
             case Cancel():
                 self._cancel(command)
 
@@ -425,7 +354,7 @@ class Director:
     def _has_ended(self) -> bool:
         """Whether the shot on air cannot go on and no other is coming."""
         opening = self._making is not None and isinstance(self._making.work, OpenShot)
-        return self._leftover and not opening and not any(i.opens for i in self._pending)
+        return self._leftover and not opening and not self._pending.opens
 
     def _missed(self, at: At | None) -> bool:
         if at is None or self._shot is None:
@@ -434,18 +363,20 @@ class Director:
         return (at.shot, at.chunk) < (self._shot.index, chunk)
 
     def _take_written(self, written: Written, now: float) -> None:
-        instruction = self._find(written.id)
+        instruction = self._pending.find(written.id)
         if instruction is None:  # it ended while it was being written
             return
         instruction.caption, instruction.replaces = written.caption, written.replaces
         instruction.notice = written.notice
         if self._missed(instruction.at):
             self._pending.remove(instruction)
-            self._end(instruction.command, "failed", reason="its chunk was made while the caption was being written")
+            self._notices.end(
+                instruction.command, "failed", reason="its chunk was made while the caption was being written"
+            )
         elif instruction.opens:
             self._supersede_before(instruction, now)
 
-    def _supersede_before(self, cut: _Instruction, now: float) -> None:
+    def _supersede_before(self, cut: Instruction, now: float) -> None:
         """A cut takes the place of cuts and steers before it: now all, later those for the very same chunk."""
         position = self._pending.index(cut)
         running = self._shot.index if self._shot else 0
@@ -453,7 +384,7 @@ class Director:
             here = other.at is None or other.at.shot <= running
             if (cut.at is None and here) or (cut.at is not None and other.opens and other.at == cut.at):
                 self._pending.remove(other)
-                self._end(other.command, "superseded", reason="another cut came")
+                self._notices.end(other.command, "superseded", reason="another cut came")
         if cut.at is None and self._held is not None:
             self._drop_held("another cut came")
 
@@ -462,25 +393,22 @@ class Director:
         first = self._shot.num_chunks
         self._shot.num_chunks = min(MAX_CHUNKS, first + command.num_chunks)
         self._update_takes()
-        self._end(command, "applied", shot=self._shot.index, chunk=first)
+        self._notices.end(command, "applied", shot=self._shot.index, chunk=first)
 
     def _cancel(self, command: Cancel) -> None:
-        instruction = self._find(command.target)
+        instruction = self._pending.find(command.target)
         edit = next((edit for edit in self._edits if edit.id == command.target), None)
         if instruction is not None:
             self._pending.remove(instruction)
-            self._end(instruction.command, "superseded", reason="cancelled")
+            self._notices.end(instruction.command, "superseded", reason="cancelled")
             self._end_if_nothing_comes("cancelled")
         elif edit is not None:
             self._edits.remove(edit)
-            self._end(edit, "superseded", reason="cancelled")
+            self._notices.end(edit, "superseded", reason="cancelled")
         else:
-            self._end(command, "failed", reason="that command is not pending: it took effect or ended before")
+            self._notices.end(command, "failed", reason="that command is not pending: it took effect or ended before")
             return
-        self._end(command, "applied")
-
-    def _find(self, id: str) -> _Instruction | None:
-        return next((i for i in self._pending if i.id == id), None)
+        self._notices.end(command, "applied")
 
     def _take_viewers(self, count: int, now: float) -> None:
         self._viewers = count
@@ -511,10 +439,10 @@ class Director:
 
     def _enter_story(self, seed: int, global_caption: str, clock_frame: int, now: float) -> None:
         self._stories += 1
-        self._story = _Story(self._stories, seed, global_caption)
+        self._story = Story(self._stories, seed, global_caption)
         self._clock = StoryClock(self.config.fps, frame=clock_frame, end=clock_frame, time=now)
         self._memory, self._shot, self._leftover = (), None, False
-        self._broken, self._paused, self._late_ms = "", "", 0.0
+        self._broken, self._paused, self._timing.late_ms = "", "", 0.0
         self._fresh, self._returning = True, False
         if self._unwatched_since is not None:
             self._unwatched_since = now
@@ -522,24 +450,25 @@ class Director:
     def _end_story(self, reason: str) -> None:
         if self._making is not None and not self._making.orphaned:
             self._making.orphaned = True
-            self._end_all(self._making.instructions, "superseded", reason)
+            self._notices.end_all(self._making.instructions, "superseded", reason)
             self._making.instructions = []
             if isinstance(self._making.work, EditMemory):
-                self._end(self._making.work.command, "superseded", reason=reason)
+                self._notices.end(self._making.work.command, "superseded", reason=reason)
         if self._held is not None:
             self._drop_held(reason)
-        self._end_all(self._pending, "superseded", reason)
+        self._notices.end_all(self._pending, "superseded", reason)
         for edit in self._edits:
-            self._end(edit, "superseded", reason=reason)
-        self._pending, self._edits, self._story, self._shot = [], [], None, None
+            self._notices.end(edit, "superseded", reason=reason)
+        self._pending.clear()
+        self._edits, self._story, self._shot = [], None, None
         self._returning = False
         self._clock.running = False
-        self._paused, self._late_ms = "", 0.0
+        self._paused, self._timing.late_ms = "", 0.0
 
     def _end_if_nothing_comes(self, reason: str) -> None:
         """A story without a shot ends when its opening does."""
         making = self._making is not None and not isinstance(self._making.work, EditMemory)
-        if self._shot is None and not making and not any(i.opens for i in self._pending):
+        if self._shot is None and not making and not self._pending.opens:
             self._end_story(reason)
 
     # ---------------------------------------------------------------------------------------------------- going back
@@ -558,11 +487,13 @@ class Director:
 
     def _take_located(self, located: Located, now: float) -> None:
         command, place = located.command, located.place
-        self._emit(Accepted(id=command.id, command=command.kind, text=_text(command)))
+        self._notices.add(Accepted(id=command.id, command=command.kind, text=text_of(command)))
         if place is None:
-            self._end(command, "failed", reason=located.reason)
+            self._notices.end(command, "failed", reason=located.reason)
         elif len(self._pending) + len(self._edits) >= MAX_PENDING:
-            self._end(command, "failed", reason=f"{MAX_PENDING} commands are pending already: wait for some of them")
+            self._notices.end(
+                command, "failed", reason=f"{MAX_PENDING} commands are pending already: wait for some of them"
+            )
         elif isinstance(place, GoOn):
             self._go_on(command, place, now)
         else:
@@ -572,7 +503,7 @@ class Director:
         if self._story is None:
             self._enter_story(place.seed, place.global_caption, place.clock_frame, now)
             self._takes.begin()
-        instruction = _Instruction(command, now, place=place)
+        instruction = Instruction(command, now, place=place)
         self._pending.append(instruction)
         if place.caption:  # otherwise it is being written
             instruction.caption = place.caption
@@ -585,17 +516,17 @@ class Director:
         else:
             self._drop_everything("the story went back")
             self._stories += 1
-            self._story = _Story(self._stories, place.seed, place.global_caption)
-        self._emit(self._takes.go_to(place))
+            self._story = Story(self._stories, place.seed, place.global_caption)
+        self._notices.add(self._takes.go_to(place))
         self._take_up(place, now)
         self._returning = True
         first = math.floor(self._clock.at(now)) + 1
-        self._end(command, "applied", shot=place.take.shot, chunk=place.take.made_chunks, first_frame=first)
+        self._notices.end(command, "applied", shot=place.take.shot, chunk=place.take.made_chunks, first_frame=first)
 
     def _take_up(self, place: GoOn, now: float) -> None:
         """The running shot is another one; all its frames count as seen."""
         take, card = place.take, self._takes.cards[-1]
-        shot = _Shot(take.shot, None, place.caption, max(card.num_chunks, take.num_chunks), take.take)
+        shot = RunningShot(take.shot, None, place.caption, max(card.num_chunks, take.num_chunks), take.take)
         shot.steers = list(place.steers)
         shot.num_made, shot.num_frames = take.made_chunks, place.num_frames
         shot.start = math.floor(self._clock.at(now)) + 1 - place.num_frames
@@ -606,41 +537,42 @@ class Director:
         making = self._making
         if making is not None and not isinstance(making.work, EditMemory):
             making.orphaned = True
-            self._end_all(making.instructions, "superseded", reason)
+            self._notices.end_all(making.instructions, "superseded", reason)
             making.instructions = []
         if self._held is not None:
             self._drop_held(reason)
-        self._end_all(self._pending, "superseded", reason)
-        self._pending, self._late_ms, self._on_time = [], 0.0, 0
+        self._notices.end_all(self._pending, "superseded", reason)
+        self._pending.clear()
+        self._timing.begin()
 
     def _hide(self, command: Hide) -> None:
         try:
             changed = self._takes.hide(command.node, command.hidden)
         except ValueError as error:
-            self._end(command, "failed", reason=str(error))
+            self._notices.end(command, "failed", reason=str(error))
             return
-        self._emit(changed)
-        self._end(command, "applied")
+        self._notices.add(changed)
+        self._notices.end(command, "applied")
 
     # ---------------------------------------------------------------------------------------------------------- work
 
-    def _plan(self, now: float) -> _Making | Wait:
+    def _plan(self, now: float) -> Making | Wait:
         if self._story is None:
             return Wait()
         if self._edits and not self._trouble:
-            return _Making(self._edit_work(self._edits.pop(0)), now, [], None)
+            return Making(self._edit_work(self._edits.pop(0)), now, [], None)
         if self._paused:
             return Wait()
-        if (cut := self._waiting_cut()) is not None:
+        if (cut := self._pending.waiting_cut()) is not None:
             return self._plan_opening(cut, now)
         shot = self._shot
         if shot is None or self._leftover:
             return Wait(until=self._deadline())
         self._lengthen(shot)
-        scheduled = self._scheduled_cut(shot)
+        scheduled = self._pending.scheduled_cut(_next_chunk(shot))
         if scheduled is None and shot.num_made >= shot.num_chunks:
             return Wait(until=self._deadline())
-        begin = self._begin_at(self._open_s if scheduled else self._chunk_s)
+        begin = self._begin_at(self._timing.open_s if scheduled else self._timing.chunk_s)
         if now < begin:
             return Wait(until=min(begin, self._deadline() or begin))
         if scheduled is not None:
@@ -654,21 +586,13 @@ class Director:
         chunk = self._takes.cards[-1].made_chunks if self._takes.cards else 0
         return EditMemory(story=self._story.number, node=self._takes.head, chunk=chunk, command=command)
 
-    def _waiting_cut(self) -> _Instruction | None:
-        """A cut that wants to happen at once."""
-        return next((i for i in self._pending if i.opens and i.at is None and i.caption is not None), None)
-
-    def _scheduled_cut(self, shot: _Shot) -> _Instruction | None:
-        here = At(shot=shot.index, chunk=shot.num_made)
-        return next((i for i in self._pending if i.opens and i.at == here and i.caption is not None), None)
-
-    def _arriving_steers(self, shot: _Shot) -> list[_Instruction]:
-        here = At(shot=shot.index, chunk=shot.num_made)
-        return [i for i in self._pending if not i.opens and i.caption is not None and i.at in (None, here)]
-
-    def _lengthen(self, shot: _Shot) -> None:
+    def _lengthen(self, shot: RunningShot) -> None:
         """A shot that has run its length goes on for a little when it is steered."""
-        if shot.num_made >= shot.num_chunks and self._arriving_steers(shot) and not self._scheduled_cut(shot):
+        if (
+            shot.num_made >= shot.num_chunks
+            and self._pending.steers(_next_chunk(shot))
+            and not self._pending.scheduled_cut(_next_chunk(shot))
+        ):
             shot.num_chunks = shot.num_made + self.config.steer_chunks
 
     def _begin_at(self, times: deque[float]) -> float:
@@ -676,10 +600,10 @@ class Director:
         if not self._clock.running or self._held is not None or self._returning:
             return -math.inf  # whatever comes is wanted at once
         ahead = self.config.chunk_frames if self._shot and self._shot.num_made > 1 else self.config.first_frames
-        lead = min(_quantile(times, 0.95) + self.config.margin_s, ahead / self.config.fps)
+        lead = min(quantile_of(times, 0.95) + self.config.margin_s, ahead / self.config.fps)
         return self._clock.due - lead
 
-    def _plan_opening(self, cut: _Instruction, now: float) -> _Making:
+    def _plan_opening(self, cut: Instruction, now: float) -> Making:
         assert self._story is not None
         assert cut.caption is not None
         self._pending.remove(cut)
@@ -690,11 +614,11 @@ class Director:
         if not self._leftover:
             self._aired_before = aired
         count = cut.command.num_chunks if isinstance(cut.command, (Start, Cut)) else None
-        shot = _Shot(index, cut, cut.caption, count or self.config.shot_chunks, self._takes.next_number())
+        shot = RunningShot(index, cut, cut.caption, count or self.config.shot_chunks, self._takes.next_number())
         if isinstance(cut.command, Start):
             shot.take = 0
         for steer in steers:
-            _apply_steer(shot, steer)
+            shot.steer(steer)
         work = OpenShot(
             story=self._story.number,
             seed=self._story.seed,
@@ -708,16 +632,16 @@ class Director:
             parent_chunks=self._takes.cards[-1].made_chunks if self._takes.cards else 0,
             parent_frames=self._aired_before,
         )
-        return _Making(work, now, [cut, *steers], shot)
+        return Making(work, now, [cut, *steers], shot)
 
-    def _plan_elsewhere(self, cut: _Instruction, place: NewShot, steers: list[_Instruction], now: float) -> _Making:
+    def _plan_elsewhere(self, cut: Instruction, place: NewShot, steers: list[Instruction], now: float) -> Making:
         """Open a shot at another place of the tree. What runs now stays as it is until that shot is on air."""
         assert cut.caption is not None
         self._stories += 1
         count = place.num_chunks or self.config.shot_chunks
-        shot = _Shot(place.shot, cut, cut.caption, count, place.take, list(place.steers), place.plan)
+        shot = RunningShot(place.shot, cut, cut.caption, count, place.take, list(place.steers), place.plan)
         for steer in steers:
-            _apply_steer(shot, steer)
+            shot.steer(steer)
         work = OpenShot(
             story=self._stories,
             seed=place.seed,
@@ -732,29 +656,27 @@ class Director:
             parent_frames=place.parent_frames,
             like=place.like,
         )
-        return _Making(work, now, [cut, *steers], shot)
+        return Making(work, now, [cut, *steers], shot)
 
-    def _steers_for_opening(self, cut: _Instruction) -> list[_Instruction]:
+    def _steers_for_opening(self, cut: Instruction) -> list[Instruction]:
         """Steers given after a cut belong to its shot. Those that waited for a boundary which became one are void."""
-        waiting = [i for i in self._pending if not i.opens and i.at is None and i.caption is not None]
-        for steer in waiting:
-            self._pending.remove(steer)
+        arrived = self._pending.steers(None)
+        waiting = self._pending.take(lambda one: one in arrived)
         if cut.at is None:
             return waiting
-        self._end_all(waiting, "superseded", "the shot ended before")
+        self._notices.end_all(waiting, "superseded", "the shot ended before")
         return []
 
-    def _plan_chunk(self, shot: _Shot, now: float) -> _Making:
+    def _plan_chunk(self, shot: RunningShot, now: float) -> Making:
         assert self._story is not None
-        steers = self._arriving_steers(shot)
+        steers = self._pending.steers(_next_chunk(shot))
         after = replace(shot, steers=list(shot.steers))
         planned = [plan for plan in shot.plan if plan.chunk == shot.num_made]
         for plan in planned:
-            after.caption = plan.caption if plan.replaces else after.caption
-            after.steers = list(plan.steers) if plan.replaces else [*after.steers, *plan.steers]
+            after.follow(plan)
         for steer in steers:
             self._pending.remove(steer)
-            _apply_steer(after, steer)
+            after.steer(steer)
         work = NextChunk(
             story=self._story.number,
             node=self._takes.head or 0,
@@ -764,7 +686,7 @@ class Director:
             steers=tuple(after.steers),
         )
         repeated = tuple(text for plan in planned for text in (plan.steers or (plan.caption,)))
-        return _Making(work, now, steers, after, planned=repeated)
+        return Making(work, now, steers, after, planned=repeated)
 
     def _next_index(self) -> int:
         if self._shot is None:
@@ -784,7 +706,7 @@ class Director:
 
     # ------------------------------------------------------------------------------------------------------- results
 
-    def _settle(self, making: _Making, result: Result, now: float) -> None:
+    def _settle(self, making: Making, result: Result, now: float) -> None:
         match result:
             case Broken():
                 self._break(making, result.reason)
@@ -795,28 +717,28 @@ class Director:
             case Edited() | Refused() if isinstance(making.work, EditMemory):
                 refused = isinstance(result, Refused)
                 reason = result.reason if isinstance(result, Refused) else ""
-                self._end(making.work.command, "failed" if refused else "applied", reason=reason)
+                self._notices.end(making.work.command, "failed" if refused else "applied", reason=reason)
             case Refused() if isinstance(making.work, NextChunk) and not making.instructions:
                 self._break(making, result.reason)
             case Refused():
-                self._end_all(making.instructions, "failed", result.reason)
+                self._notices.end_all(making.instructions, "failed", result.reason)
                 self._end_if_nothing_comes(result.reason)
             case Abandoned():
                 self._abandoned(making)
 
-    def _abandoned(self, making: _Making) -> None:
+    def _abandoned(self, making: Making) -> None:
         if isinstance(making.work, OpenShot):
             self._forget_opening(making)
-        elif self._waiting_cut() is not None:
-            self._end_all(making.instructions, "superseded", "a cut came before its chunk was made")
+        elif self._pending.waiting_cut() is not None:
+            self._notices.end_all(making.instructions, "superseded", "a cut came before its chunk was made")
         else:  # the cut was cancelled meanwhile: the chunk is made again
             self._pending[:0] = making.instructions
 
-    def _forget_opening(self, making: _Making) -> None:
+    def _forget_opening(self, making: Making) -> None:
         """The stream opened a shot of which nothing will be seen."""
         assert making.shot is not None
-        if self._waiting_cut() is not None:
-            self._end_all(making.instructions, "superseded", "another cut came")
+        if self._pending.waiting_cut() is not None:
+            self._notices.end_all(making.instructions, "superseded", "another cut came")
         else:
             self._pending[:0] = making.instructions
         if making.instructions[0].place is None:  # otherwise the stream of what runs now is made anew
@@ -825,17 +747,17 @@ class Director:
     def _drop_held(self, reason: str) -> None:
         held, self._held = self._held, None
         assert held is not None
-        self._end_all(held.making.instructions, "superseded", reason)
+        self._notices.end_all(held.making.instructions, "superseded", reason)
         self._leftover = True
         if self._making is not None and isinstance(self._making.work, NextChunk):
             self._making.orphaned = True
-            self._end_all(self._making.instructions, "superseded", reason)
+            self._notices.end_all(self._making.instructions, "superseded", reason)
             self._making.instructions = []
 
-    def _opened(self, making: _Making, made: Made, now: float) -> None:
+    def _opened(self, making: Making, made: Made, now: float) -> None:
         assert making.shot is not None
-        self._open_s.append(now - making.began)
-        if self._waiting_cut() is not None:
+        self._timing.open_s.append(now - making.began)
+        if self._pending.waiting_cut() is not None:
             self._forget_opening(making)
             return
         if (place := making.instructions[0].place) is not None:
@@ -843,28 +765,28 @@ class Director:
             self._arrive(making.work.story, place)
         self._shot, self._leftover = making.shot, False
         self._shot.num_made, self._shot.num_frames = 1, made.num_frames
-        self._held = _Held(now + self._hold_back(making.shot, now), made, making, now)
+        self._held = Held(now + self._hold_back(making.shot, now), made, making, now)
         self._advance(now)
 
     def _arrive(self, story: int, place: NewShot) -> None:
         """The shot at the end of another way is ready: this way is the live one from now on."""
-        self._end_all([i for i in self._pending if i.at is not None], "superseded", "the story went back")
-        self._pending = [i for i in self._pending if i.at is None]
-        self._story = _Story(story, place.seed, place.global_caption)
+        addressed = self._pending.take(lambda one: one.at is not None)
+        self._notices.end_all(addressed, "superseded", "the story went back")
+        self._story = Story(story, place.seed, place.global_caption)
         self._aired_before, self._returning = place.parent_frames, False
-        self._emit(self._takes.go_to(place))
+        self._notices.add(self._takes.go_to(place))
 
-    def _hold_back(self, shot: _Shot, now: float) -> float:
+    def _hold_back(self, shot: RunningShot, now: float) -> float:
         """Seconds by which the second chunk would come too late, at most what the first chunk lacks of a full one."""
         config, opening = self.config, shot.opened_by
         if shot.num_chunks < 2:
             return 0.0
         scheduled = opening is not None and opening.at is not None
         ahead = max(0.0, self._clock.due - now) if scheduled and self._clock.running else 0.0
-        shortfall = _quantile(self._chunk_s, 0.95) - config.first_frames / config.fps - ahead
+        shortfall = quantile_of(self._timing.chunk_s, 0.95) - config.first_frames / config.fps - ahead
         return max(0.0, min(shortfall, (config.chunk_frames - config.first_frames) / config.fps))
 
-    def _release(self, held: _Held, now: float) -> None:
+    def _release(self, held: Held, now: float) -> None:
         """Put a first chunk on air."""
         self._held = None
         shot, opening = held.making.shot, held.making.instructions[0]
@@ -895,22 +817,21 @@ class Director:
             thumbnail=held.made.thumbnail,
         )
         self._takes.open(opened, held.made)
-        self._emit(opened)
+        self._notices.add(opened)
         self._announce(held.making, held.made, shot.start, now, held.ready_at)
 
-    def _fail_left_behind(self, shot: _Shot) -> None:
+    def _fail_left_behind(self, shot: RunningShot) -> None:
         """Instructions for chunks of shots that have ended can take effect no more."""
-        late = [i for i in self._pending if i.at is not None and (i.at.shot, i.at.chunk) < (shot.index, 1)]
-        self._pending = [i for i in self._pending if i not in late]
-        self._end_all(late, "failed", "the shot ended before that chunk")
+        late = self._pending.take(lambda i: i.at is not None and (i.at.shot, i.at.chunk) < (shot.index, 1))
+        self._notices.end_all(late, "failed", "the shot ended before that chunk")
 
-    def _made(self, making: _Making, made: Made, now: float) -> None:
+    def _made(self, making: Making, made: Made, now: float) -> None:
         if self._held is not None:  # the second chunk is there: nothing can come too late any more
             self._release(self._held, now)
         shot, after = self._shot, making.shot
         assert shot is not None
         assert after is not None
-        self._chunk_s.append(now - making.began)
+        self._timing.chunk_s.append(now - making.began)
         shot.caption, shot.steers = after.caption, after.steers
         shot.num_made += 1
         start = self._place_chunk(shot, making, made, now)
@@ -919,7 +840,7 @@ class Director:
         self._update_takes(making, start)
         self._announce(making, made, start, now, now)
 
-    def _place_chunk(self, shot: _Shot, making: _Making, made: Made, now: float) -> int:
+    def _place_chunk(self, shot: RunningShot, making: Making, made: Made, now: float) -> int:
         """Where on the clock a chunk begins: behind the last one, or where the story goes back at once."""
         if not self._returning:
             self._note_lateness(making, now)
@@ -937,23 +858,18 @@ class Director:
         if self._clock.raw(now) > self._clock.end or not self._clock.running:
             self._clock.frame, self._clock.time = self._clock.at(now), now
 
-    def _note_lateness(self, making: _Making, now: float) -> None:
+    def _note_lateness(self, making: Making, now: float) -> None:
         late_s = 0.0 if making.on_demand else (self._clock.raw(now) - self._clock.end) / self.config.fps
-        if late_s > self.config.late_s:
-            self.late_chunks += 1
-            self._late_ms, self._on_time = late_s * 1000, 0
-        else:
-            self._on_time += 1
-            self._late_ms = 0.0 if self._on_time >= _ON_TIME_AGAIN else self._late_ms
+        self._timing.came(late_s)
 
-    def _announce(self, making: _Making, made: Made, start: int, now: float, ready_at: float) -> None:
+    def _announce(self, making: Making, made: Made, start: int, now: float, ready_at: float) -> None:
         """Say that a chunk goes out, and end the instructions that took effect in it."""
         shot = self._shot
         assert shot is not None
         chunk = making.work.chunk if isinstance(making.work, NextChunk) else 0
         instructions = making.instructions
         self._sequence += 1
-        self._emit(
+        self._notices.add(
             ChunkReady(
                 node=self._takes.head or 0,
                 shot=shot.index,
@@ -971,7 +887,7 @@ class Director:
             )
         )
         for i in instructions:
-            self._emit(
+            self._notices.add(
                 Ended(
                     id=i.id,
                     command=i.command.kind,
@@ -985,15 +901,15 @@ class Director:
                 )
             )
 
-    def _break(self, making: _Making, reason: str) -> None:
-        self._end_all(making.instructions, "failed", reason)
+    def _break(self, making: Making, reason: str) -> None:
+        self._notices.end_all(making.instructions, "failed", reason)
         making.instructions = []
         if isinstance(making.work, EditMemory):
-            self._end(making.work.command, "failed", reason=reason)
+            self._notices.end(making.work.command, "failed", reason=reason)
         self._end_story(reason)
         self._broken = reason
 
-    def _update_takes(self, making: _Making | None = None, start: int = 0) -> None:
+    def _update_takes(self, making: Making | None = None, start: int = 0) -> None:
         shot = self._shot
         if shot is None or self._leftover or self._held is not None:
             return
@@ -1018,9 +934,7 @@ class Director:
         if self._clock.running and self._is_holding(now):
             self._clock.stop(now)
             changed = True
-        late_ms = self._overdue_ms(now)
-        if late_ms and not self._late_ms:
-            self._late_ms, self._on_time, changed = late_ms, 0, True
+        changed = self._timing.is_overdue(self._overdue_ms(now)) or changed
         if changed:
             self._log("poll", None, now)
 
@@ -1030,7 +944,7 @@ class Director:
             return 0.0
         opening = (
             self._returning
-            or self._waiting_cut() is not None
+            or self._pending.waiting_cut() is not None
             or (self._making is not None and isinstance(self._making.work, OpenShot))
         )
         overdue = (self._clock.raw(now) - self._clock.end) / self.config.fps
@@ -1039,7 +953,7 @@ class Director:
     def _is_holding(self, now: float) -> bool:
         """Whether the shot has run its length and everything was shown."""
         shot = self._shot
-        if shot is None or self._held is not None or self._waiting_cut() is not None:
+        if shot is None or self._held is not None or self._pending.waiting_cut() is not None:
             return False
         if self._making is not None and not isinstance(self._making.work, EditMemory):
             return False
@@ -1063,7 +977,7 @@ class Director:
         return Status(
             state=state,
             detail=detail,
-            late_ms=round(self._late_ms, 1),
+            late_ms=round(self._timing.late_ms, 1),
             clock_frame=round(self._clock.at(now), 2),
             clock_running=self._clock.running,
         )
@@ -1078,38 +992,9 @@ class Director:
             return "paused", reasons.get(self._paused, "")
         if self._is_holding(now):
             return "holding", "waiting for direction"
-        if self._late_ms:
+        if self._timing.late_ms:
             return "late", "chunks come too late: the clock waits for them"
         return "live", ""
-
-    def _emit(self, event: Event) -> None:
-        self._events.append(event)
-
-    def _end(
-        self,
-        command: Command,
-        outcome: Outcome,
-        *,
-        reason: str = "",
-        shot: int | None = None,
-        chunk: int | None = None,
-        first_frame: int | None = None,
-    ) -> None:
-        self._emit(
-            Ended(
-                id=command.id,
-                command=command.kind,
-                outcome=outcome,
-                reason=reason,
-                shot=shot,
-                chunk=chunk,
-                first_frame=first_frame,
-            )
-        )
-
-    def _end_all(self, instructions: Iterable[_Instruction], outcome: Outcome, reason: str) -> None:
-        for instruction in instructions:
-            self._end(instruction.command, outcome, reason=reason)
 
     def _flush(self, now: float) -> list[Event]:
         """The events since the last time, and a status if it changed."""
@@ -1117,9 +1002,8 @@ class Director:
         old = self._status
         if (status.state, status.detail, status.clock_running) != (old.state, old.detail, old.clock_running):
             self._status = status
-            self._emit(status)
-        events, self._events = self._events, []
-        return events
+            self._notices.add(status)
+        return self._notices.take()
 
     def _log(
         self, call: Literal["handle", "next_work", "done", "poll"], argument: Input | Result | None, now: float
@@ -1128,22 +1012,5 @@ class Director:
             self._record(Entry(call=call, argument=argument, now=now))
 
 
-def _apply_steer(shot: _Shot, steer: _Instruction) -> None:
-    assert steer.caption is not None
-    if steer.replaces:
-        shot.caption, shot.steers = steer.caption, []
-    else:
-        shot.steers = [*shot.steers, steer.caption]
-
-
-def _text(command: Command) -> str:
-    return command.text if isinstance(command, (Start, Cut, Steer, Branch)) else ""
-
-
-def _at(command: Command) -> At | None:
-    return command.at if isinstance(command, (Cut, Steer)) else None
-
-
-def _quantile(values: Iterable[float], quantile: float) -> float:
-    ordered = sorted(values)
-    return ordered[math.ceil(quantile * len(ordered)) - 1]
+def _next_chunk(shot: RunningShot) -> At:
+    return At(shot=shot.index, chunk=shot.num_made)

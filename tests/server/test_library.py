@@ -108,6 +108,25 @@ def test_takes_are_listed_hidden_and_shown_again(server: str, api: httpx.Client)
     person.leave()
 
 
+def test_a_story_is_directed_over_rest(server: str, api: httpx.Client) -> None:
+    path = "/api/stories/rest/commands"
+
+    def give(id: str, **command: object) -> str:
+        answer = api.post(path, json={"id": id, **command})
+        assert (answer.status_code, answer.json()["id"]) == (202, id)
+        _until(lambda: all(one["outcome"] for one in api.get(path).json()))
+        return str(next(one for one in api.get(path).json() if one["id"] == id)["outcome"])
+
+    assert give("a", kind="start", text="a fox", num_chunks=1) == "applied"
+    assert give("b", kind="cut", text="the city", num_chunks=1) == "applied"
+    assert give("c", kind="retake", node=2) == "applied"
+    assert give("d", kind="retake", node=7) == "failed"
+    assert [take["take"] for take in api.get("/api/stories/rest/takes").json()] == [0, 0, 1]
+    assert api.post(path, json={"id": "a", "kind": "undo"}).status_code == 409
+    for body in (b'{"id": "x", "kind": "fly"}', b"\xff", b"[" * 9000, b'{"id": "e", "kind": "cut", "text": "\\ud800"}'):
+        assert api.post(path, content=body).status_code == 422, body
+
+
 def test_films_are_exported_with_any_cut_list(server: str, api: httpx.Client) -> None:
     _film(server, "film", "a fox", "the city").leave()
     for format, start in (("yaml", b"name"), ("vtt", b"WEBVTT"), ("otio", b"{"), ("png", b"\x89PNG"), ("zip", b"PK")):
@@ -155,7 +174,8 @@ def test_directors_give_a_token_and_watchers_see_only_the_live_film() -> None:
         assert api.get("/api/stories", headers={"authorization": "Bearer wrong"}).status_code == 401
         assert api.get("/api/stories", headers=director).json() == []
         api.post("/api/login", json={"token": TOKEN})
-        link = api.post("/api/watch-links").json()["token"]
+        made = api.post("/api/watch-links").json()
+        link, id, cookie = made["token"], made["id"], f"shotstream={api.cookies['shotstream']}"
         api.cookies.clear()
         person = Person(url, "main", TOKEN)
         person.applied(person.give(p.Start, text="a fox", num_chunks=1))
@@ -163,7 +183,11 @@ def test_directors_give_a_token_and_watchers_see_only_the_live_film() -> None:
         assert api.get("/stories/main/live.mp4").headers["www-authenticate"].startswith("Basic")
         with api.stream("GET", "/stories/main/live.mp4", auth=("watch", link)) as answer:
             assert answer.status_code == 200
-            assert next(answer.iter_bytes())[4:8] == b"ftyp"
+            parts = answer.iter_bytes()
+            assert next(parts)[4:8] == b"ftyp"
+            api.delete(f"/api/watch-links/{id}", headers={"cookie": cookie})
+            assert len(list(parts)) < 1000, "it ended with its link"
+        assert api.get("/stories/main/live.mp4", auth=("watch", link)).status_code == 401
         person.leave()
 
 

@@ -30,7 +30,8 @@ from shotstream.engine.worker import Encode, warm_up
 from shotstream.engine.writer import Composer, OpenAIConfig, OpenAIWriter, PassthroughWriter, TemplateWriter, Writer
 from shotstream.engine.writer import WriterName as WriterName
 from shotstream.presets import Preset
-from shotstream.server.library import Failure, library_router
+from shotstream.server.cards import Failure
+from shotstream.server.library import library_router
 from shotstream.server.media import ChunkEncoder
 from shotstream.server.protocol import (
     PROTOCOL_VERSION,
@@ -116,7 +117,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _explain)
     _add_care(app, door)
     _add_doors(app, door)
-    app.include_router(library_router(lambda: door.studio, security))
+    app.include_router(library_router(door))
     app.include_router(videos_router(jobs, config.preset, security))
     app.add_api_websocket_route(SOCKET_PATH, door.serve)
     if STATIC.is_dir():
@@ -212,6 +213,20 @@ class Door:
     def num_connections(self) -> int:
         return len(self._connections)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many watch as may."""
+        return self.num_connections >= self.security.config.max_viewers
+
+    @contextmanager
+    def attended(self, task: asyncio.Task[None], access: Access) -> Iterator[None]:
+        """Count somebody who watches otherwise than by a socket; the task is cancelled when they have to leave."""
+        self._connections[task] = access
+        try:
+            yield
+        finally:
+            del self._connections[task]
+
     def close_link(self, id: str) -> None:
         """End the connections that came by a watch link."""
         for task, access in list(self._connections.items()):
@@ -227,7 +242,7 @@ class Door:
         await socket.accept()
         studio = self.studio
         assert studio is not None
-        if len(self._connections) >= self.security.config.max_viewers:
+        if self.is_full:
             await _refuse(socket, Error(code="unavailable", message="too many people watch already", fatal=True))
             return
         try:

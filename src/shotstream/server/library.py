@@ -9,29 +9,44 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
 import io
 import itertools
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path as FilePath
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.background import BackgroundTask
 
 from shotstream.engine.archive import ArchiveError
-from shotstream.engine.messages import MAX_COUNT, Hide, Outcome
-from shotstream.server.archive import StoredChunk, StoredCommand, StoredTake, StoryArchive, StoryInfo
+from shotstream.engine.messages import MAX_COUNT, Hide
+from shotstream.server.archive import StoredTake, StoryArchive, StoryInfo
+from shotstream.server.cards import (
+    COMMAND_BODY,
+    ChunkCard,
+    CommandCard,
+    Copy,
+    Hidden,
+    StoryCard,
+    TakeCard,
+    Title,
+    chunk_cards,
+    command_card,
+    refusals,
+    take_cards,
+)
 from shotstream.server.export import MIME_TYPES, Format, NothingMade, cut_list, export, init_segment
 from shotstream.server.live_mp4 import LiveFilm
-from shotstream.server.security import COOKIE, Access, Security
+from shotstream.server.protocol import Ack, Join, ProtocolError, parse
+from shotstream.server.security import COOKIE, Access, Bucket, Security
 from shotstream.server.session import Show, Studio
 from shotstream.server.store import Store
 
@@ -47,115 +62,6 @@ Takes = Annotated[
     list[Annotated[int, Field(ge=1, le=MAX_COUNT)]] | None,
     Query(max_length=1000, description="The cut list: takes in the order in which they are shown. None: the live path"),
 ]
-
-
-class Failure(BaseModel):
-    """Why a request cannot be followed."""
-
-    detail: str
-
-
-def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI."""
-    return {code: {"model": Failure} for code in codes}
-
-
-class StoryCard(BaseModel):
-    """A story at a glance."""
-
-    name: str
-    """Part of its address."""
-    title: str
-    url: str
-    """Of the page with this story."""
-    preset: str
-    width: int
-    height: int
-    fps: int
-    created: float
-    changed: float
-    seconds: float
-    """Length of the live path."""
-    bytes: int
-    """On the disk."""
-    num_takes: int
-    head: int | None
-    """The take in which it goes on."""
-    live: bool
-    """Whether it is running now."""
-    viewers: int
-    thumbnail: str
-    """A small JPEG in base64, or empty."""
-
-
-class Title(BaseModel):
-    """What people see."""
-
-    title: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")
-
-
-class Copy(BaseModel):
-    """Of a story."""
-
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    """None: one is made up."""
-
-
-class TakeCard(BaseModel):
-    """A take of a shot, a node of the story's tree."""
-
-    node: int
-    parent: int | None
-    """The take that it follows; none: it begins the story."""
-    parent_frames: int | None
-    """How many frames of the parent are part of the story that leads here."""
-    origin: int | None
-    """The take whose first chunks it shares."""
-    shot: int
-    take: int
-    text: str
-    caption: str
-    num_chunks: int
-    num_frames: int
-    hidden: bool
-    live: bool
-    created: float
-    thumbnail: str
-
-
-class Hidden(BaseModel):
-    """Whether a take, and all that follow it, are left out of the tree."""
-
-    hidden: bool
-
-
-class ChunkCard(BaseModel):
-    """A chunk as it was announced."""
-
-    chunk: int
-    sequence: int
-    epoch: int
-    start: int
-    num_frames: int
-    caption: str
-    applied: list[str]
-    sha256: str | None
-    """Of its media, if that was asked for."""
-
-
-class CommandCard(BaseModel):
-    """A command that was accepted, and what became of it."""
-
-    id: str
-    command: str
-    text: str
-    accepted: float
-    outcome: Outcome | None
-    """None while it is pending."""
-    shot: int | None
-    chunk: int | None
-    first_frame: int | None
-    reason: str
 
 
 class Gate:
@@ -215,17 +121,31 @@ class StoriesRoute(APIRoute):
         return explained
 
 
-class Library:
-    """What the routes do, given the studio of a running server."""
+class Door(Protocol):
+    """What the routes need of the server."""
 
-    def __init__(self, studio: Callable[[], Studio | None]) -> None:
-        self._studio = studio
+    security: Security
+    studio: Studio | None
+    """While it runs."""
+
+    @property
+    def is_full(self) -> bool: ...
+
+    def attended(self, task: asyncio.Task[None], access: Access) -> AbstractContextManager[None]: ...
+
+
+class Library:
+    """What the routes do."""
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self._commands = Bucket(door.security.config.commands_per_s, 3 * door.security.config.commands_per_s)
         self._exports = asyncio.Semaphore(MAX_EXPORTS)
         self._waiting = 0
 
     @property
     def studio(self) -> Studio:
-        studio = self._studio()
+        studio = self.door.studio
         assert studio is not None, "requests are answered only while the server runs"
         return studio
 
@@ -295,6 +215,25 @@ class Library:
             raise HTTPException(409, "somebody has just opened this story")
         await asyncio.to_thread(studio.store.delete, name)
 
+    async def command(self, name: str, text: str) -> CommandCard:
+        """Do what a command says. Raises HTTPException 409, 422 or 429."""
+        try:
+            command = parse(text)
+        except ProtocolError as error:
+            raise HTTPException(422, str(error)) from error
+        if isinstance(command, (Ack, Join)):
+            raise HTTPException(422, f"{command.kind} is for sockets")
+        if not self._commands.take():
+            raise HTTPException(429, "too many commands: wait a little")
+        show = self.show(name)
+        try:
+            show.command(command)
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from error
+        waiting = CommandCard(id=command.id, command=command.kind, accepted=time.time())
+        found = [one for one in await asyncio.to_thread(show.archive.commands) if one.id == command.id]
+        return command_card(found[0]) if found else waiting
+
     async def hide(self, name: str, node: int, hidden: bool) -> None:
         """Raises HTTPException 404 or 409."""
         archive = await self.archive(name)
@@ -340,9 +279,9 @@ class Library:
             self._waiting -= 1
 
 
-def library_router(studio: Callable[[], Studio | None], security: Security) -> APIRouter:
-    """All routes. Args: studio gives the server's once it runs."""
-    library, gate = Library(studio), Gate(security)
+def library_router(door: Door) -> APIRouter:
+    """All routes."""
+    library, gate = Library(door), Gate(door.security)
     router = APIRouter(route_class=StoriesRoute)
     _add_stories(router, library, gate)
     _add_takes(router, library, gate)
@@ -393,7 +332,21 @@ def _add_stories(router: APIRouter, library: Library, gate: Gate) -> None:
     async def list_commands(name: StoryName) -> list[CommandCard]:
         """Every command that was accepted, in order, and what became of it."""
         archive = await library.archive(name)
-        return [_command_card(command) for command in await asyncio.to_thread(archive.commands)]
+        return [command_card(command) for command in await asyncio.to_thread(archive.commands)]
+
+    @router.post(
+        "/api/stories/{name}/commands",
+        status_code=202,
+        responses=refusals(401, 403, 409, 429),
+        openapi_extra={"requestBody": COMMAND_BODY},
+        **guarded,
+    )
+    async def give_command(name: StoryName, request: Request) -> CommandCard:
+        """Direct a story as over the socket: start, cut, steer, branch, retake, undo, and so on.
+
+        What becomes of it is listed under `commands`. Without anybody who watches a story pauses after a while.
+        """
+        return await library.command(name, (await request.body()).decode("utf-8", "replace"))
 
 
 def _add_takes(router: APIRouter, library: Library, gate: Gate) -> None:
@@ -403,7 +356,7 @@ def _add_takes(router: APIRouter, library: Library, gate: Gate) -> None:
     async def list_takes(name: StoryName, hidden: bool = True) -> list[TakeCard]:
         """The story's tree, in the order in which it was made. hidden: whether hidden takes are listed."""
         archive = await library.archive(name)
-        cards = await asyncio.to_thread(_take_cards, archive)
+        cards = await asyncio.to_thread(take_cards, archive)
         return [card for card in cards if hidden or not card.hidden]
 
     @router.get("/api/stories/{name}/takes/{node}", responses=refusals(401, 403, 404, 409), **guarded)
@@ -411,7 +364,7 @@ def _add_takes(router: APIRouter, library: Library, gate: Gate) -> None:
         """One take."""
         archive = await library.archive(name)
         await library.take(archive, node)
-        return next(card for card in await asyncio.to_thread(_take_cards, archive) if card.node == node)
+        return next(card for card in await asyncio.to_thread(take_cards, archive) if card.node == node)
 
     @router.patch("/api/stories/{name}/takes/{node}", responses=refusals(401, 403, 404, 409), **guarded)
     async def hide_take(name: StoryName, node: Node, body: Hidden) -> TakeCard:
@@ -441,7 +394,7 @@ def _add_chunks(router: APIRouter, library: Library, gate: Gate) -> None:
         """The chunks of a take. sha256: with the hash of what was sent of each."""
         archive = await library.archive(name)
         await library.take(archive, node)
-        return await asyncio.to_thread(_chunk_cards, archive, node, sha256)
+        return await asyncio.to_thread(chunk_cards, archive, node, sha256)
 
     @router.get(
         path + "/{chunk}",
@@ -509,7 +462,10 @@ def _add_films(router: APIRouter, library: Library, gate: Gate) -> None:
             if access.role == "watcher":
                 raise HTTPException(404, "that story has not begun")
             await library.archive(name)
-        return LiveFilm(library.show(name), library.studio.broadcast, f"m{next(numbers)}")
+        if library.door.is_full:
+            raise HTTPException(429, "too many people watch already")
+        show, viewer = library.show(name), f"m{next(numbers)}"
+        return LiveFilm(show, library.studio.broadcast, viewer, lambda task: library.door.attended(task, access))
 
 
 async def _part(read: Callable[[int, int], Any], node: int, chunk: int) -> Any:
@@ -530,59 +486,3 @@ def _thumbnail(archive: StoryArchive) -> str:
 
 def _free_name(name: str, taken: set[str]) -> str:
     return next(copy for n in itertools.count(2) if (copy := f"{name[:56]}-{n}") not in taken)
-
-
-def _take_cards(archive: StoryArchive) -> list[TakeCard]:
-    path = {shot.take.take.node for shot in archive.path(archive.info().head)}
-    return [_take_card(stored, stored.take.node in path) for stored in archive.takes()]
-
-
-def _take_card(stored: StoredTake, live: bool) -> TakeCard:
-    take = stored.take
-    return TakeCard(
-        node=take.node,
-        parent=take.parent,
-        parent_frames=take.parent_frames,
-        origin=take.origin,
-        shot=take.shot,
-        take=take.take,
-        text=take.text,
-        caption=take.caption,
-        num_chunks=take.made_chunks,
-        num_frames=stored.num_frames,
-        hidden=take.hidden,
-        live=live,
-        created=stored.created,
-        thumbnail=take.thumbnail,
-    )
-
-
-def _chunk_cards(archive: StoryArchive, node: int, sha256: bool) -> list[ChunkCard]:
-    return [_chunk_card(archive, chunk, sha256) for chunk in archive.chunks(node)]
-
-
-def _chunk_card(archive: StoryArchive, chunk: StoredChunk, sha256: bool) -> ChunkCard:
-    return ChunkCard(
-        chunk=chunk.chunk,
-        sequence=chunk.sequence,
-        epoch=chunk.epoch,
-        start=chunk.start,
-        num_frames=chunk.num_frames,
-        caption=chunk.caption,
-        applied=list(chunk.applied),
-        sha256=hashlib.sha256(archive.media(chunk.node, chunk.chunk)).hexdigest() if sha256 else None,
-    )
-
-
-def _command_card(command: StoredCommand) -> CommandCard:
-    return CommandCard(
-        id=command.id,
-        command=command.kind,
-        text=command.text,
-        accepted=command.accepted,
-        outcome=command.outcome,
-        shot=command.shot,
-        chunk=command.chunk,
-        first_frame=command.first_frame,
-        reason=command.reason,
-    )

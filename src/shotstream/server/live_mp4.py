@@ -11,8 +11,10 @@ import asyncio
 import io
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
@@ -23,6 +25,8 @@ from shotstream.engine.worker import Encode
 from shotstream.server.media import boxes
 from shotstream.server.protocol import MediaFlag, MediaHeader, unpack_media
 from shotstream.server.session import Broadcast, Show, Viewer
+
+Attended = Callable[[asyncio.Task[None]], AbstractContextManager[None]]
 
 BUFFER_FRAMES = 6
 """Pictures that wait once there were none: chunks come at the last moment."""
@@ -172,10 +176,11 @@ class LiveFilm(Response):
 
     media_type = "video/mp4"
 
-    def __init__(self, show: Show, broadcast: Broadcast, name: str) -> None:
+    def __init__(self, show: Show, broadcast: Broadcast, name: str, attended: Attended) -> None:
+        """Args: name is the viewer's; attended is told of the task that plays, and may cancel it."""
         super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]
-        self._show, self._broadcast = show, broadcast
+        self._show, self._broadcast, self._attended = show, broadcast, attended
         self._projector = Projector(broadcast.slate)
         self._viewer = Viewer(name, "watcher", self._receive)
         self._encode = broadcast.new_encoder()
@@ -194,11 +199,23 @@ class LiveFilm(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
         self._show.join(self._viewer, None)
-        tasks = [asyncio.ensure_future(one) for one in (self._viewer.run(), _until_gone(receive), self._play(send))]
+        playing = asyncio.ensure_future(self._first_of(self._viewer.run(), _until_gone(receive), self._play(send)))
+        try:
+            with self._attended(playing):
+                await asyncio.wait([playing])
+        finally:
+            self._show.leave(self._viewer)
+            playing.cancel()
+        with suppress(OSError):  # who listened is gone
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @staticmethod
+    async def _first_of(*jobs: Coroutine[Any, Any, None]) -> None:
+        """Until one of them ends; the others end with it."""
+        tasks = [asyncio.ensure_future(job) for job in jobs]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._show.leave(self._viewer)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -11,12 +11,14 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from tests.server.kept_story import KeptStory, film_a_tree  # type: ignore[import-not-found]
 
 from shotstream.engine import messages as m
 from shotstream.engine.pictures import thumbnail
 from shotstream.engine.retelling import retell
 from shotstream.engine.stream import Engine
+from shotstream.generate import generate
 from shotstream.server.archive import StoryArchive
 from shotstream.server.export import NothingMade, captions, cut_list, decode, export, story, timeline
 from shotstream.story import compose_caption, read_story, write_story
@@ -84,6 +86,45 @@ def test_the_story_file_makes_the_same_frames_again(
     assert [chunk.caption for chunk in again] == [chunk.caption for chunk, _ in pieces]
     for chunk, (stored, _) in zip(again, pieces, strict=True):
         np.testing.assert_array_equal(chunk.latent[0].numpy(), kept.archive.latent(stored.node, stored.chunk))
+
+
+def test_generate_films_an_exported_story_as_the_cut_list_shows_it(
+    kept: KeptStory, tiny_engine: Engine, tmp_path: Path
+) -> None:
+    again = story(kept.archive, cut_list(kept.archive, [4, 2, 3]))
+    quiet = Console(file=io.StringIO())
+    report = generate(
+        tiny_engine, again, tmp_path / "a.mp4", seed=again.seed or 0, sheet=tmp_path / "a.png", console=quiet
+    )
+    assert report.num_frames == len(_decoded(tmp_path / "a.mp4")[0]) == 9 + 21 + 9
+    assert len(report.first_frame_seconds) == 3
+    assert Image.open(tmp_path / "a.png").height > 300
+
+
+def test_a_cut_inside_a_shot_and_an_undone_steer_are_told_again_to_the_frame(
+    tiny_engine: Engine, tmp_path: Path
+) -> None:
+    kept = KeptStory(tiny_engine, tmp_path / "data")
+    for shot, text in enumerate(("a fox", "a boat", "a bear", "a house")):
+        kept.direct(m.Cut if shot else m.Start, text=text, num_chunks=40)
+        kept.wait(lambda event, shot=shot: isinstance(event, m.ChunkReady) and (event.shot, event.chunk) == (shot, 2))
+    kept.direct(m.Cut, text="the city", num_chunks=2)
+    kept.direct(m.Steer, text="it rains", at=m.At(shot=4, chunk=1))
+    kept.hold()
+    kept.direct(m.Undo)
+    kept.direct(m.Extend, num_chunks=2)
+    kept.hold()
+    clips = cut_list(kept.archive)
+    stored = [piece for clip in clips for piece in clip.pieces]
+    assert any(clip.num_frames < sum(chunk.num_frames for chunk in clip.chunks) for clip in clips), "no cut inside"
+    assert "it rains" not in " ".join(chunk.caption for chunk, _ in stored)
+    export(kept.archive, clips, "mp4", tmp_path / "film.mp4")
+    again = list(retell(tiny_engine, story(kept.archive, clips)))
+    assert len(_decoded(tmp_path / "film.mp4")[0]) == sum(len(chunk.frames) for chunk in again)
+    assert [len(chunk.frames) for chunk in again] == [count for _, count in stored]
+    for chunk, (one, _) in zip(again, stored, strict=True):
+        np.testing.assert_array_equal(chunk.latent[0].numpy(), kept.archive.latent(one.node, one.chunk))
+    kept.close()
 
 
 def test_captions_that_were_shortened_are_written_as_they_were_read(tiny_engine: Engine, tmp_path: Path) -> None:

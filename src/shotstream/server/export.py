@@ -160,7 +160,8 @@ def write_contact_sheet(archive: StoryArchive, clips: Sequence[Clip], path: Path
     info = archive.info()
     rows = []
     for number, clip in enumerate(clips, start=1):
-        row = ShotSampler(f"{number}. {_label(clip)}", num_frames=clip.num_frames)
+        changes = [f"[from chunk {chunk.chunk}: {_change(chunk)}]" for chunk, _ in _changes(clip)]
+        row = ShotSampler(" ".join([f"{number}.", _label(clip), *changes]), num_frames=clip.num_frames)
         for chunk, num_frames in clip.pieces:
             row.add(decode(archive, info, chunk)[:num_frames])
         rows.append(row)
@@ -420,10 +421,14 @@ def _changes(clip: Clip) -> Iterator[tuple[StoredChunk, int]]:
         start, before = start + num_frames, chunk.caption
 
 
+def _change(chunk: StoredChunk) -> str:
+    return chunk.steers[-1] if chunk.steers else chunk.shot_caption
+
+
 def _otio_marker(chunk: StoredChunk, start: int, fps: int) -> dict[str, Any]:
     return {
         "OTIO_SCHEMA": "Marker.2",
-        "name": chunk.steers[-1] if chunk.steers else chunk.shot_caption,
+        "name": _change(chunk),
         "color": "GREEN",
         "marked_range": _otio_range(start, 0, fps),
         "comment": "",

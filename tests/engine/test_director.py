@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
@@ -16,12 +16,16 @@ from shotstream.engine.direction import (
     Edited,
     EditMemory,
     Entry,
+    GoOn,
+    Located,
     Made,
+    NewShot,
     NextChunk,
     NotWritten,
     OpenShot,
     Refused,
     Result,
+    Trouble,
     Viewers,
     Wait,
     Work,
@@ -400,10 +404,95 @@ def test_commands_without_a_story_fail_with_a_reason_and_an_id_is_used_once() ->
         sim.do(m.Pause(id="c1"))
 
 
+def _place(sim: Simulation, num_chunks: int) -> GoOn:
+    """The first shot after some of its chunks."""
+    card = sim.director.snapshot(sim.now).shots[0]
+    take = m.Take(
+        node=card.node, parent=None, shot=0, take=0, text="a fox", caption="a fox", num_chunks=7, made_chunks=num_chunks
+    )
+    return GoOn(
+        seed=0,
+        global_caption="",
+        take=take,
+        fork=True,
+        caption="a fox",
+        steers=(),
+        num_frames=9 + 12 * (num_chunks - 1),
+        cards=(replace(card, made_chunks=num_chunks),),
+        clock_frame=0,
+    )
+
+
+def test_going_back_voids_what_was_sent_and_goes_on_from_there() -> None:
+    sim = Simulation()
+    sim.start()
+    sim.run(2.5)
+    assert [c.chunk for c in sim.chunks] == [0, 1, 2, 3]
+    steer = sim.steer(at=m.At(shot=0, chunk=6))
+    frame = sim.director.snapshot(sim.now).status.clock_frame
+    sim._say(sim.director.handle(Located(command=m.Branch(id="b", node=1), place=_place(sim, 2)), sim.now))
+    sim.run(0.5)
+    assert sim.ended(steer).outcome == "superseded"
+    assert (sim.ended("b").outcome, sim.ended("b").chunk) == ("applied", 2)
+    before, first = sim.chunks[3], sim.chunks[4]
+    assert (first.node, first.chunk, first.epoch) == (2, 2, before.epoch + 1)
+    assert frame < first.start < before.start + before.num_frames
+    work = [work for _, work in sim.begun if isinstance(work, NextChunk) and work.node == 2][0]  # noqa: RUF015
+    assert work.story == 2, "a stream of its own"
+    sim.run(6)
+    assert [c.chunk for c in sim.chunks[4:]] == [2, 3, 4, 5, 6]
+    assert sim.states[-1] == "holding"
+    assert [(t.node, t.origin, t.live) for t in sim.director.snapshot(sim.now).takes] == [
+        (1, None, False),
+        (2, 1, True),
+    ]
+
+
+def test_a_cut_at_once_after_a_retake_was_asked_for_follows_what_is_on_air() -> None:
+    sim = Simulation()
+    sim.start()
+    sim.run(2.5)
+    elsewhere = NewShot(seed=0, global_caption="", parent=None, shot=0, take=1, text="a fox", caption="a fox", like=1)
+    sim._say(sim.director.handle(Located(command=m.Retake(id="r", node=1), place=elsewhere), sim.now))
+    sim.run(0.1)
+    cut = sim.cut()
+    sim.run(1.0)
+    assert sim.ended("r").outcome == "superseded"
+    assert (sim.ended(cut).outcome, sim.ended(cut).shot) == ("applied", 1)
+    opening = [work for _, work in sim.begun if isinstance(work, OpenShot)][-1]
+    assert (opening.parent, opening.parent_chunks, opening.story) == (1, 4, 1), "made anew after the shot on air"
+    assert sim.director.snapshot(sim.now).shots[-1].take == 0
+
+
+def test_what_cannot_be_kept_pauses_the_story_until_somebody_resumes_it() -> None:
+    sim = Simulation()
+    sim.start()
+    sim.run(2.5)
+    sim._say(sim.director.handle(Trouble(reason="the disk is full"), sim.now))
+    sim.run(3)
+    made = len(sim.chunks)
+    assert made <= 5
+    assert (sim.director.snapshot(sim.now).status.state, sim.director.snapshot(sim.now).status.detail) == (
+        "paused",
+        "the disk is full",
+    )
+    sim._say(sim.director.handle(Trouble(reason=""), sim.now))
+    sim.run(3)
+    assert len(sim.chunks) == made, "it does not go on by itself"
+    sim.give(m.Resume)
+    sim.run(3)
+    assert len(sim.chunks) == 7
+
+
 def _random_command(sim: Simulation, dice: random.Random) -> None:
     at = m.At(shot=dice.randrange(4), chunk=dice.randrange(8)) if dice.random() < 0.25 else None
     known = [e.id for _, e in sim.events if isinstance(e, m.Accepted)][-5:]
-    match dice.randrange(13):
+    match dice.randrange(15):
+        case 13:
+            _go_back(sim, dice)
+        case 14:
+            takes = sim.director.snapshot(sim.now).takes
+            sim.give(m.Hide, node=dice.randint(1, len(takes) + 1), hidden=dice.random() < 0.7)
         case 0 | 1:
             sim.start(num_chunks=dice.randint(1, 8))
         case 2 | 3 | 4:
@@ -424,7 +513,54 @@ def _random_command(sim: Simulation, dice: random.Random) -> None:
             sim.give(m.Cancel, target=dice.choice(known) if known else "nothing")
 
 
-@pytest.mark.parametrize("seed", range(16))
+def _go_back(sim: Simulation, dice: random.Random) -> None:
+    """To a place on the live path: to go on there, or to open another shot."""
+    cards = sim.director.snapshot(sim.now).shots
+    if not cards:
+        return
+    index = dice.randrange(len(cards))
+    made = dice.randint(1, cards[index].made_chunks)
+    card = replace(cards[index], made_chunks=made)
+    frames, way = 9 + 12 * (made - 1), (*cards[:index], card)
+    take = next(t for t in sim.director.snapshot(sim.now).takes if t.node == card.node)
+    if dice.random() < 0.5:
+        sim._say(
+            sim.director.handle(
+                Located(
+                    command=m.Branch(id=sim._id(), node=card.node),
+                    place=GoOn(
+                        seed=0,
+                        global_caption="",
+                        take=replace(take, made_chunks=made),
+                        fork=made < take.made_chunks,
+                        caption=card.caption,
+                        steers=(),
+                        num_frames=frames,
+                        cards=way,
+                        clock_frame=card.start + frames,
+                    ),
+                ),
+                sim.now,
+            )
+        )
+        return
+    place = NewShot(
+        seed=0,
+        global_caption="",
+        parent=card.node,
+        parent_chunks=made,
+        parent_frames=frames,
+        shot=card.shot + 1,
+        take=7,
+        caption=f"again {dice.random():.3f}",
+        num_chunks=dice.randint(1, 5),
+        cards=way,
+        clock_frame=card.start + frames,
+    )
+    sim._say(sim.director.handle(Located(command=m.Retake(id=sim._id(), node=card.node), place=place), sim.now))
+
+
+@pytest.mark.parametrize("seed", range(24))
 def test_any_sequence_of_commands_keeps_the_promises(seed: int) -> None:
     dice = random.Random(seed)
     config = DirectorConfig(expected_chunk_s=0.2, expected_open_s=0.3)
@@ -469,9 +605,14 @@ def _check_timeline(sim: Simulation) -> None:
     """Frames never overlap inside an epoch, chunks count up, and a shot is announced before its chunks."""
     previous: m.ChunkReady | None = None
     opened = -1
+    went_back = False
     for _, event in sim.events:
         if isinstance(event, m.ShotOpened):
             opened = event.shot
+            went_back = went_back or event.aired_before is None
+        if isinstance(event, m.TreeChanged) and event.shots is not None:
+            opened = event.shots[-1].shot if event.shots and not event.opening else opened
+            went_back = True
         if not isinstance(event, m.ChunkReady):
             continue
         assert event.shot == opened
@@ -480,9 +621,9 @@ def _check_timeline(sim: Simulation) -> None:
             assert event.epoch in (previous.epoch, previous.epoch + 1)
         if previous is not None and event.epoch == previous.epoch:
             assert event.start == previous.start + previous.num_frames, "no gap and no overlap"
-        elif previous is not None and event.start:
+        elif previous is not None and event.start and not went_back:
             assert previous.shot != event.shot, "only a cut breaks the clock"
             assert event.start < previous.start + previous.num_frames
-        if previous is not None and event.shot == previous.shot and event.start:
+        if previous is not None and event.node == previous.node and event.start and not went_back:
             assert event.chunk == previous.chunk + 1
-        previous = event
+        previous, went_back = event, False

@@ -97,10 +97,33 @@ def test_a_kept_story_takes_a_slot_only_once_it_is_resumed(tmp_path: Path) -> No
         new.join(story="new")
         new.give(p.Start, text="a bear", num_chunks=50)
         new.wait(p.ChunkReady)
+        pause = old.give(p.Pause)
+        assert old.ended(pause).outcome == "applied"
         old.give(p.Resume)
         assert old.wait(p.Status, lambda event: event.state == "queued").queue_position == 1
         new.give(p.Stop)
         assert old.wait(p.ChunkReady).chunk > 0
+
+
+def test_a_story_whose_newest_take_lost_its_file_can_be_joined_and_gone_on_with_elsewhere(tmp_path: Path) -> None:
+    with serving(tmp_path) as house, house.enter() as session:
+        person = Person(session)
+        person.join()
+        person.give(p.Start, text="a fox", num_chunks=50)
+        person.wait(p.ChunkReady, lambda event: event.chunk == 1)
+        person.give(p.Cut, text="the city", num_chunks=50)
+        person.wait(p.ShotOpened, lambda event: event.shot == 1)
+    next((tmp_path / "takes").rglob("2.take")).unlink()
+    with serving(tmp_path) as house, house.enter() as session:
+        person = Person(session)
+        person.join()
+        resume = person.give(p.Resume)
+        assert person.ended(resume).outcome == "applied"
+        failed = person.wait(p.Status, lambda event: event.state == "error")
+        assert "2.take is missing" in failed.detail
+        branch = person.give(p.Branch, node=1)
+        assert person.ended(branch).outcome == "applied"
+        assert person.wait(p.ChunkReady).node in (1, 3)
 
 
 def test_a_folder_that_cannot_be_used_ends_the_start_with_one_sentence(

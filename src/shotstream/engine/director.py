@@ -427,6 +427,8 @@ class Director:
             self._set_paused("asked", now)
 
     def _set_paused(self, reason: Literal["", "asked", "unwatched", "trouble"], now: float) -> None:
+        if reason and self._paused == "restarted":
+            return  # it sleeps more soundly than that
         was, self._paused = self._paused, reason
         if reason and not was:
             self._clock.stop(now)

@@ -192,7 +192,8 @@ class Show:
         self.seq = self.archive.seq
         self._packets: deque[Packet] = deque(maxlen=3)
         if saved.head is not None:
-            self._packets.append(_last_packet(self.archive, saved.head.take.node, saved.head.take.made_chunks - 1))
+            with suppress(ArchiveError):  # its file is gone: one can still join, and branch from another take
+                self._packets.append(_last_packet(self.archive, saved.head.take.node, saved.head.take.made_chunks - 1))
         self._snapshot = replace(Director(saved=saved).snapshot(0.0), status=studio.status)
         self._writing: asyncio.Queue[_Written] = asyncio.Queue()
         self._trouble = ""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shotstream.story import (
+    PICTURE,
+    Making,
+    Picture,
+    Recall,
     Shot,
     Steer,
     Story,
@@ -117,3 +122,71 @@ def test_a_bad_reference_row_is_named(tmp_path: Path, intervals: str, message: s
     with pytest.raises(ValueError, match="row 1") as error:
         read_reference_csv(table)
     assert message in str(error.value)
+
+
+EXACT = Story(
+    name="again",
+    seed=5,
+    shots=(
+        Shot(
+            caption="a fox",
+            num_chunks=3,
+            steers=(Steer(chunk=1, caption="he waves"), Steer(chunk=2, caption="a bear", replaces=True)),
+            making=Making(id=1, number=0, frames=0),
+        ),
+        Shot(
+            caption="the city",
+            making=Making(
+                id=7,
+                number=1,
+                take=2,
+                seed=9,
+                global_caption="at night",
+                recalls=(Recall(id=1, frame=32), Recall(id=PICTURE, frame=0)),
+            ),
+        ),
+    ),
+    pictures=(Picture(caption="a house", png="aGVsbG8="),),
+    order=(7, 7),
+)
+
+
+@pytest.mark.parametrize("name", ["story.yaml", "story.json"])
+def test_a_story_that_says_how_it_was_made_survives_a_file(name: str, tmp_path: Path) -> None:
+    write_story(EXACT, tmp_path / name)
+    assert read_story(tmp_path / name) == EXACT
+    assert EXACT.is_exact
+
+
+def test_a_steer_can_take_the_place_of_what_was_said_before() -> None:
+    shot = EXACT.shots[0]
+    assert [shot.in_force(chunk) for chunk in range(3)] == [("a fox", ()), ("a fox", ("he waves",)), ("a bear", ())]
+    assert EXACT.caption_at(0, 2) == "a bear"
+    assert EXACT.caption_at(1, 0, style="reference") == "at nightshot1:the city"
+
+
+@pytest.mark.parametrize(
+    ("made", "match"),
+    [
+        ("{id: 1, shot: 0, recalls: [shot 3 frame 0]}", "recalls shot 3, which is not before it"),
+        ("{id: 1, shot: 0, recalls: [picture 0]}", "recalls picture 0 of 0"),
+        ("{id: 1, shot: 0, recalls: [the first]}", "'shot ID frame NUMBER'"),
+        ("{shot: 0}", "a shot's id"),
+        ("{id: 1}", "a shot's number"),
+        ("{id: 1, shot: 0, look: nice}", "no key look"),
+        ("[1]", "must be a mapping"),
+    ],
+)
+def test_a_making_that_cannot_be_followed_is_refused(made: str, match: str, tmp_path: Path) -> None:
+    (tmp_path / "story.yaml").write_text(f"shots: [{{caption: a fox, made: {made}}}]")
+    with pytest.raises(ValueError, match=match):
+        read_story(tmp_path / "story.yaml")
+
+
+def test_either_all_shots_say_how_they_were_made_or_none() -> None:
+    with pytest.raises(ValueError, match="or none does"):
+        replace(EXACT, shots=(EXACT.shots[0], Shot(caption="a fox")))
+    with pytest.raises(ValueError, match="names shot 3"):
+        replace(EXACT, order=(3,))
+    with pytest.raises(ValueError, match="two shots have the id 1"):
+        replace(EXACT, shots=(EXACT.shots[0], EXACT.shots[0]))

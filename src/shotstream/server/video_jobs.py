@@ -97,10 +97,13 @@ class VideoJobs:
         self._chunk_s = deque([self.limits.expected_chunk_s], maxlen=8)
 
     def start(self, studio: Studio) -> None:
-        """Go on with what was left, and begin to work. Raises OSError if the folder cannot be used."""
+        """Go on with what was left, and begin to work."""
         self._studio = studio
         self._folder = studio.store.folder / "videos"
-        self._folder.mkdir(exist_ok=True)
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:  # stories can be watched all the same; `create` says it again
+            log.error("no videos can be kept: %s", error)
         for file in sorted(self._folder.glob("*.json")):
             job = _read(file)
             if job is not None:
@@ -324,6 +327,6 @@ class VideoJobs:
 def _read(file: Path) -> Job | None:
     try:
         return Job(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         log.warning("%s is not a video job: it is left alone", file)
         return None

@@ -212,6 +212,8 @@ class _Retold:
         """Frames of a take that others recall: the last one, and one."""
         self._takes: dict[int, tuple[StoredTake, tuple[Recall, ...]]] = {}
         self._pictures: list[Picture] = []
+        self._tree = {stored.take.node: stored for stored in archive.takes()}
+        self._names = archive.context_names(list(self._tree))
         info = archive.info()
         self._title = info.title
         self._style: CaptionStyle = PRESETS[info.preset].caption_style if info.preset in PRESETS else "natural"
@@ -248,18 +250,27 @@ class _Retold:
                 self._takes[node] = (take, tuple(recall for _, recall in needed))
 
     def _remembers(self, stored: StoredTake) -> list[tuple[StoredTake | None, Recall]]:
-        path = {shot.take.take.shot: shot.take for shot in self._archive.path(stored.take.node)[:-1]}
+        names = self._names.get(stored.take.node, ())
+        path = self._path_to(stored)
         found: list[tuple[StoredTake | None, Recall]] = []
-        for frame in self._archive.remembered(stored.take.node):
-            shot, index = frame.id
-            source = path.get(shot)
-            if shot == PICTURE_SHOT or source is None:
-                found.append((None, self._picture(frame.pixels, frame.caption)))
+        for place, frame in enumerate(names):
+            source = path.get(frame.shot)
+            if frame.shot == PICTURE_SHOT or source is None:
+                kept = self._archive.remembered(stored.take.node)[place]
+                found.append((None, self._picture(kept.pixels, kept.caption)))
             else:
                 node = source.take.node
-                self._recalled[node] = max(self._recalled.get(node, 0), index + 1)
-                found.append((source, Recall(id=node, frame=index)))
+                self._recalled[node] = max(self._recalled.get(node, 0), frame.frame + 1)
+                found.append((source, Recall(id=node, frame=frame.frame)))
         return found
+
+    def _path_to(self, stored: StoredTake) -> dict[int, StoredTake]:
+        """The takes before this one, by the number of their shot."""
+        path, parent = {}, stored.take.parent
+        while parent is not None:
+            before = self._tree[parent]
+            path[before.take.shot], parent = before, before.take.parent
+        return path
 
     def _picture(self, pixels: NDArray[np.uint8], caption: str) -> Recall:
         file = io.BytesIO()

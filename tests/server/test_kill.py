@@ -68,7 +68,7 @@ def test_a_story_killed_at_any_moment_goes_on_with_the_frames_it_would_have_had(
     print("seed", seed)
     dice = random.Random(seed)
     witness = Witness()
-    for _ in range(3):
+    for _ in range(2):
         life = stage.serve(tmp_path)
         _go_on(witness, life)
         _receive_chunks(witness, 1)

@@ -58,7 +58,6 @@ from shotstream.engine.messages import (
     ChunkReady,
     Command,
     Cut,
-    Ended,
     Event,
     Extend,
     Hide,
@@ -69,7 +68,6 @@ from shotstream.engine.messages import (
     RememberedFrame,
     Resume,
     Retake,
-    ShotOpened,
     Start,
     State,
     Status,
@@ -805,21 +803,7 @@ class Director:
         self._clock.append(held.made.num_frames)
         self._clock.running = not self._paused
         self._fail_left_behind(shot)
-        opened = ShotOpened(
-            node=self._takes.new_node(),
-            parent=self._takes.head,
-            shot=shot.index,
-            take=shot.take,
-            start=shot.start,
-            text=opening.text,
-            caption=held.made.caption,
-            num_chunks=shot.num_chunks,
-            context=held.made.context,
-            aired_before=self._aired_before,
-            thumbnail=held.made.thumbnail,
-        )
-        self._takes.open(opened, held.made)
-        self._notices.add(opened)
+        self._notices.add(self._takes.open(shot, opening.text, held.made, self._aired_before))
         self._announce(held.making, held.made, shot.start, now, held.ready_at)
 
     def _fail_left_behind(self, shot: RunningShot) -> None:
@@ -888,20 +872,7 @@ class Director:
                 latency_ms=(now - instructions[0].accepted_at) * 1000 if instructions else None,
             )
         )
-        for i in instructions:
-            self._notices.add(
-                Ended(
-                    id=i.id,
-                    command=i.command.kind,
-                    outcome="applied",
-                    shot=shot.index,
-                    chunk=chunk,
-                    first_frame=start,
-                    caption=made.caption,
-                    left_out=made.left_out,
-                    reason=i.notice,
-                )
-            )
+        self._notices.took_effect(instructions, made, shot=shot.index, chunk=chunk, first_frame=start)
 
     def _break(self, making: Making, reason: str) -> None:
         self._notices.end_all(making.instructions, "failed", reason)

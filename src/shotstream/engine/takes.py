@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from shotstream.engine.direction import GoOn, Made, NewShot, Place
 from shotstream.engine.messages import ShotCard, ShotOpened, SteerMark, Take, TreeChanged
+from shotstream.engine.underway import RunningShot
 
 _CARDS = 200
 
@@ -36,8 +37,21 @@ class Takes:
         """Another story begins: nothing leads to its first shot."""
         self.head, self.cards = None, []
 
-    def open(self, opened: ShotOpened, made: Made) -> None:
-        """A shot is on air: it becomes the head."""
+    def open(self, shot: RunningShot, text: str, made: Made, aired_before: int | None) -> ShotOpened:
+        """A shot is on air, after the head, of which so many frames count: it becomes the head."""
+        opened = ShotOpened(
+            node=self.new_node(),
+            parent=self.head,
+            shot=shot.index,
+            take=shot.take,
+            start=shot.start,
+            text=text,
+            caption=made.caption,
+            num_chunks=shot.num_chunks,
+            context=made.context,
+            aired_before=aired_before,
+            thumbnail=made.thumbnail,
+        )
         self._takes[opened.node] = Take(
             node=opened.node,
             parent=opened.parent,
@@ -64,6 +78,7 @@ class Takes:
         )
         self.head = opened.node
         self.cards = [*self.cards, card][-_CARDS:]
+        return opened
 
     def new_node(self) -> int:
         """A number that no node has."""

@@ -192,6 +192,25 @@ class Notices:
         for instruction in instructions:
             self.end(instruction.command, outcome, reason=reason)
 
+    def took_effect(
+        self, instructions: Iterable[Instruction], made: Made, *, shot: int, chunk: int, first_frame: int
+    ) -> None:
+        """Instructions are seen from this chunk on."""
+        for instruction in instructions:
+            self.add(
+                Ended(
+                    id=instruction.id,
+                    command=instruction.command.kind,
+                    outcome="applied",
+                    shot=shot,
+                    chunk=chunk,
+                    first_frame=first_frame,
+                    caption=made.caption,
+                    left_out=made.left_out,
+                    reason=instruction.notice,
+                )
+            )
+
     def take(self) -> list[Event]:
         """All of them, once."""
         events, self._events = self._events, []

@@ -451,7 +451,7 @@ class Stream:
         before = self._remembered.get(frame.id)
         if before is not None and np.array_equal(before[0], frame.pixels):
             return before[1]
-        return self.engine.codec.encode_frames(torch.from_numpy(frame.pixels)[None, None])
+        return self.engine.codec.encode_frames(torch.tensor(frame.pixels)[None, None])
 
     def _filled(self, chosen: tuple[MemoryFrame, ...]) -> list[MemoryFrame]:
         """Exactly as many frames as the global cache holds, or none."""

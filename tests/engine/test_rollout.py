@@ -14,7 +14,7 @@ from shotstream.diffusion.flow import velocity_to_clean
 from shotstream.engine.cache import SlabConfig
 from shotstream.engine.rollout import ChunkAbandoned, Context, DenoisedChunk, NoiseSource, Rollout, RolloutConfig
 from shotstream.models.attention import SegmentAttention, attend_plain
-from shotstream.models.dit import CaptionKV, DiT
+from shotstream.models.dit import CaptionKV, DiT, DiTConfig
 from shotstream.models.rope import Rotary, rotate
 
 TOLERANCE = 2e-5
@@ -423,7 +423,7 @@ def test_impossible_slab(sizes: dict[str, int], message: str) -> None:
         SlabConfig(**sizes)
 
 
-def test_an_opening_embedding_changes_a_shot_only_once_it_is_learnt(tiny_config: DiTConfig, tiny_dit: DiT):
+def test_an_opening_embedding_changes_a_shot_only_once_it_is_learnt(tiny_config: DiTConfig, tiny_dit: DiT) -> None:
     marked = DiT(replace(tiny_config, opening_embedding=True))
     marked.load_state_dict(tiny_dit.state_dict(), strict=False)
     assert marked.opening is not None

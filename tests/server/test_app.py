@@ -212,6 +212,29 @@ def test_nonsense_is_answered_in_words_and_a_bystander_does_not_notice(house: Ho
         bystander.give(p.Stop)
 
 
+def test_an_id_that_was_answered_without_the_engine_cannot_be_used_again(house: House) -> None:
+    sessions = [house.enter() for _ in range(SLOTS + 1)]
+    people = [Person(session.__enter__()) for session in sessions]
+    try:
+        for index, person in enumerate(people):
+            person.join(story=f"twice{index}")
+            person.give(p.Start, text="a knight", num_chunks=50)
+        last = people[-1]
+        last.wait(p.Status, lambda event: event.state == "queued")
+        last.send(p.Start(id="again", text="a fox"))
+        assert last.ended("again").outcome == "failed"
+        last.ended(last.give(p.Stop))
+        for command in (p.Pause(id="again"), p.Start(id="again", text="a fox")):
+            last.send(command)
+            assert last.wait(p.Error).code == "duplicate"
+        assert last.ended(last.give(p.Extend)).outcome == "failed", "it still answers"
+    finally:
+        for person in people:
+            person.give(p.Stop)
+        for session in sessions:
+            session.__exit__(None, None, None)
+
+
 def test_a_first_message_that_is_no_join_ends_the_connection(house: House) -> None:
     for first in ("hello", p.to_json(p.Ack(sequence=1)), p.to_json(p.Join(protocol=99))):
         with house.enter() as session:

@@ -90,6 +90,10 @@ class StoryArchive:
         """Whether anything is kept: a story of which nothing was said yet leaves no trace."""
         return self._story != 0
 
+    def knows(self, id: str) -> bool:
+        """Whether a command with this id was ever accepted."""
+        return self._database.row("SELECT 1 FROM command WHERE story = ? AND id = ?", self._story, id) is not None
+
     # ---------------------------------------------------------------------------------------------------------- writing
 
     def prepare(self, opening: OpeningData) -> None:

@@ -272,6 +272,8 @@ class Show:
         Raises ValueError for an id that was used before, ArchiveError while nothing can be kept.
         """
         queue = self._studio.queue
+        if any(show is self and waiting.id == command.id for show, waiting in queue) or self.archive.knows(command.id):
+            raise ValueError(f"id {command.id!r} was used before: every command needs an id of its own")
         if self.worker is None and self._studio.status.state == "error":
             self._answer(command, "failed", self._studio.status.detail)
         elif isinstance(command, _NEEDS_A_SLOT) and not self._studio.has_room_for(self):

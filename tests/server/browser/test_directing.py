@@ -12,6 +12,8 @@ from shotstream.engine.barcode import caption_hash
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 FOX = "a fox walks along the beach"
+ON_THE_WAY = 6
+"""Frames by which screen and story clock may differ at a cut: it plays on until the new shot has come all the way."""
 
 
 def story_frame(picture: Record, opened: list[Record]) -> int:
@@ -78,7 +80,8 @@ def test_after_a_cut_no_picture_of_the_shot_before_is_shown(person: Watcher) -> 
         ended = person.ended(text)
         assert before["caption"] != first["caption"] == caption_hash(ended["caption"])
         assert first["frame"] == 0
-        assert story_frame(first, opened) == ended["first_frame"] == story_frame(before, opened) + 1
+        assert story_frame(first, opened) == ended["first_frame"]
+        assert abs(story_frame(before, opened) + 1 - ended["first_frame"]) <= ON_THE_WAY
     assert person.page.locator("#cards li").count() == 4
 
 
@@ -90,7 +93,7 @@ def test_a_cut_remembers_only_what_was_on_air_and_the_page_says_what(person: Wat
     shown = {picture["frame"] for picture in person.pictures() if picture["shot"] == 0}
     remembered = {frame["frame"] for frame in opened["context"]}
     assert remembered
-    assert max(remembered) < opened["aired_before"] <= max(shown) + 1
+    assert max(remembered) < opened["aired_before"] <= max(shown) + 1 + ON_THE_WAY
     person.page.locator("#memory li").filter(has_text="Shot 1").first.wait_for()
     pin = person.page.get_by_role("button", name="Pin the frame of Shot 1").first
     pin.focus()

@@ -27,13 +27,14 @@ film: $(VENV)/core.stamp
 	@if [ -n "$$DISPLAY" ] && command -v xdg-open >/dev/null; then xdg-open out/film.mp4; fi
 
 # The page's tests run apart, since they want the machine for themselves; without Chromium they are skipped, and say so.
+# What fails there is tried twice more: a browser and a model on two busy cores may miss a moment.
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/server/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser --reruns 2 tests/server/browser
 
 # Fails without Chromium (Debian: apt install chromium).
 browser-test: $(VENV)/dev.stamp
-	BROWSER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/server/browser
+	BROWSER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser --reruns 2 tests/server/browser
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -76,7 +76,6 @@ def test_a_tab_that_slept_comes_back_to_what_is_on_air(enter: Enter) -> None:
     sleeper.until(sleeper.pictures)
     session = sleeper.context.new_cdp_session(sleeper.page)
     session.send("Page.setWebLifecycleState", {"state": "frozen"})
-    director.page.wait_for_timeout(400)
     cut(director, "the city at night")
     director.page.wait_for_timeout(1600)
     session.send("Page.setWebLifecycleState", {"state": "active"})
@@ -105,7 +104,7 @@ def test_a_hidden_tab_returns_to_live_when_it_is_shown(enter: Enter) -> None:
     }"""
     director.page.evaluate(hide, "hidden")
     last = director.pictures()[-1]
-    director.page.wait_for_timeout(2000)
+    director.page.wait_for_timeout(1600)
     shown = director.now()
     director.page.evaluate(hide, "visible")
     back = director.until(lambda: next((p for p in director.pictures() if p["when"] > shown), None))

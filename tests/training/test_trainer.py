@@ -89,6 +89,47 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path):
     assert torch.equal(whole.stage.carried()["memory"], second.stage.carried()["memory"])
 
 
+class _BlocksStage(ToyStage):
+    """A network with blocks, whose matrices Muon trains."""
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        blocks = nn.ModuleDict({"blocks": nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 3))})
+        blocks.forward = lambda x: blocks["blocks"](x)
+        self.networks = {"generator": blocks}
+
+    def turn(self, step: int) -> str:
+        return "generator"
+
+
+MUON = {"generator": OptimiserConfig(kind="muon", learning_rate=0.01, weight_decay=0.0, warmup_steps=0)}
+
+
+def test_muon_moves_every_direction_of_a_matrix_about_alike(tmp_path: Path):
+    stage = _BlocksStage()
+    before = stage.networks["generator"].state_dict()["blocks.0.weight"].clone()
+    Trainer(stage, _config(tmp_path, steps=1, optimisers=MUON)).run()
+    change = stage.networks["generator"].state_dict()["blocks.0.weight"] - before
+    sizes = torch.linalg.svdvals(change) / (0.01 * 0.2 * 8**0.5)
+    assert sizes.min() > 0.5
+    assert sizes.max() < 1.5
+
+
+def test_muon_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path):
+    whole = Trainer(_BlocksStage(), _config(tmp_path / "whole", optimisers=MUON))
+    whole.run()
+    Trainer(_BlocksStage(stop_at=4), _config(tmp_path / "parts", optimisers=MUON)).run()
+    second = Trainer(_BlocksStage(), _config(tmp_path / "parts", optimisers=MUON))
+    assert second.run().step == 11
+    for (name, a), b in zip(_weights(whole).items(), _weights(second).values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_muon_says_what_it_needs(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"matrices inside blocks.*choose adamw"):
+        Trainer(ToyStage(), _config(tmp_path, optimisers={**MUON, "critic": OptimiserConfig()}))
+
+
 def test_a_finished_run_is_left_alone(tmp_path: Path):
     Trainer(ToyStage(), _config(tmp_path)).run()
     again = Trainer(ToyStage(), _config(tmp_path))

@@ -83,7 +83,7 @@ class PairsRecipe:
 def config(part: Part, *, data: str, out: str) -> CausalRecipe:
     """The storyworld recipe of one training part."""
     steps, batch = (300, 12) if part == "real" else (500, 12)
-    optimiser = OptimiserConfig(learning_rate=1e-4, schedule="cosine", warmup_steps=20)
+    optimiser = OptimiserConfig(kind="muon", learning_rate=1e-4, schedule="cosine", warmup_steps=20)
     trainer = TrainerConfig(out=out, steps=steps, batch_size=batch, optimisers={"model": optimiser}, ema_decay=0.99)
     causal = CausalConfig(timesteps=STORYWORLD.student_timesteps, chunk_frames=STORYWORLD.slab.chunk_frames)
     return CausalRecipe(part=part, data=data, causal=causal, trainer=trainer)

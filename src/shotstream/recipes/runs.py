@@ -38,6 +38,7 @@ def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentPa
     flags.add_argument("--batch", type=int, help="samples per step over all processes")
     flags.add_argument("--accumulation", type=int, help="micro-batches per step and process")
     flags.add_argument("--learning-rate", type=float)
+    flags.add_argument("--optimiser", choices=("adamw", "muon"), help="of the network that learns")
     flags.add_argument("--precision", choices=("float32", "bfloat16"))
     flags.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU is taken where there is one")
     flags.add_argument("--threads", type=int, help="CPU threads")
@@ -56,7 +57,7 @@ def start(arguments: argparse.Namespace) -> None:
 
 
 def with_flags(config: TrainerConfig, arguments: argparse.Namespace) -> TrainerConfig:
-    """The trainer's config with what the command line changes. --learning-rate sets that of the first optimiser."""
+    """The trainer's config with what the command line changes. Rate and optimiser are of the first network."""
     names = {
         "out": "out",
         "minutes": "minutes",
@@ -67,9 +68,11 @@ def with_flags(config: TrainerConfig, arguments: argparse.Namespace) -> TrainerC
     names |= {"precision": "precision", "device": "device", "image_every": "image_every"}
     given = {field: getattr(arguments, flag) for flag, field in names.items() if getattr(arguments, flag) is not None}
     optimisers = dict(config.optimisers)
+    first = next(iter(optimisers))
     if arguments.learning_rate is not None:
-        first = next(iter(optimisers))
         optimisers[first] = replace(optimisers[first], learning_rate=arguments.learning_rate)
+    if arguments.optimiser is not None:
+        optimisers[first] = replace(optimisers[first], kind=arguments.optimiser)
     return replace(config, **given, optimisers=optimisers, sharded=arguments.sharded)
 
 

@@ -60,7 +60,7 @@ def config(part: Part, *, data: str, out: str) -> TeacherRecipe:
 def _recipe(
     part: Part, data: str, out: str, sampler: SamplerConfig, flow: FlowConfig, *, steps: int, batch: int, rate: float
 ) -> TeacherRecipe:
-    optimiser = OptimiserConfig(learning_rate=rate, schedule="cosine", warmup_steps=min(200, steps // 10))
+    optimiser = OptimiserConfig(kind="muon", learning_rate=rate, schedule="cosine", warmup_steps=min(200, steps // 10))
     trainer = TrainerConfig(out=out, steps=steps, batch_size=batch, optimisers={"model": optimiser})
     return TeacherRecipe(part=part, data=data, sampler=sampler, flow=flow, trainer=trainer)
 

@@ -24,7 +24,16 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from shotstream.training.distributed import World, any_of, average_gradients, average_numbers, settle, shard, whole
+from shotstream.training.distributed import (
+    World,
+    any_of,
+    average_gradients,
+    average_numbers,
+    is_sharded,
+    settle,
+    shard,
+    whole,
+)
 from shotstream.training.ema import Ema
 from shotstream.training.snapshot import SnapshotReader, newest_snapshot, write_snapshot
 from shotstream.training.watch import Watched
@@ -37,8 +46,11 @@ MAX_BAD_STEPS = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimiserConfig:
-    """AdamW and its schedule for one network."""
+    """The optimiser of one network and its schedule."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: matrices inside blocks by Muon (Jordan et al. 2024), the rest by AdamW. Its updates are scaled to AdamW's
+    size, so that one rate serves both (Liu et al. 2025, arXiv 2502.16982)."""
     learning_rate: float = 8e-4
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
@@ -52,6 +64,8 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.clip <= 0 or self.warmup_steps < 0:
             raise ValueError(f"need learning_rate > 0, clip > 0, warmup_steps >= 0, got {self}")
+        if self.kind == "muon" and not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"the optimiser muon needs torch 2.9 or later, this is {torch.__version__}: choose adamw")
 
     def rate(self, updates: int, progress: float) -> float:
         """Learning rate after `updates` updates of the network, `progress` in [0, 1] through the run."""
@@ -183,7 +197,7 @@ class Trainer(Generic[BatchT]):
             if config.sharded and self.world.size > 1:
                 shard(network)
         self.emas = {name: Ema(n, decay=config.ema_decay) for name, n in stage.networks.items()}
-        self.optimisers = {name: _adamw(n, config.optimisers[name]) for name, n in stage.networks.items()}
+        self.optimisers = {name: _optimisers(n, config.optimisers[name]) for name, n in stage.networks.items()}
         self._bad_steps = 0
         self._own_share = _micro_batches(self.world.share(config.batch_size), config.accumulation)
 
@@ -290,11 +304,11 @@ class Trainer(Generic[BatchT]):
             yield part
 
     def _update(self, name: str) -> None:
-        optimiser = self.optimisers[name]
         rate = self.config.optimisers[name].rate(self.updates[name], self.step / self.config.steps)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        optimiser.step()
+        for optimiser in self.optimisers[name]:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
         self.emas[name].update(self.stage.networks[name])
         self.updates[name] += 1
 
@@ -323,7 +337,7 @@ class Trainer(Generic[BatchT]):
         ema = self.emas[name]
         shadow = {key: reader.read(f"ema/{name}/{key}", value) for key, value in ema.shadow.items()}
         ema.load(shadow, int(reader.state["ema_updates"][name]))
-        _load_optimiser(name, network, self.optimisers[name], reader)
+        _load_optimisers(name, network, self.optimisers[name], reader)
 
     def _agree(self, flag: bool) -> bool:
         return any_of(flag, self.world, self.device)
@@ -457,9 +471,27 @@ def _micro_batches(share: range, count: int) -> list[range]:
     return [share[i * each : (i + 1) * each] for i in range(count)]
 
 
-def _adamw(network: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
+def _optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:
+    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    if config.kind == "adamw":
+        return [_adamw(list(named.values()), config)]
+    hidden = {name: p for name, p in named.items() if p.ndim == 2 and "blocks." in name}
+    if not hidden or is_sharded(hidden.values()):
+        raise ValueError(
+            f"the optimiser muon needs whole matrices inside blocks; {type(network).__name__} has "
+            f"{'sharded ones' if hidden else 'none'}: choose adamw"
+        )
+    muon = torch.optim.Muon(
+        list(hidden.values()),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, _adamw([p for name, p in named.items() if name not in hidden], config)]
+
+
+def _adamw(parameters: Sequence[nn.Parameter], config: OptimiserConfig) -> torch.optim.AdamW:
     """Matrices decay; biases, norms and modulation, whose zero means nothing, do not."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2 and p.shape[0] > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2 or p.shape[0] == 1], "weight_decay": 0.0},
@@ -469,20 +501,25 @@ def _adamw(network: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     )
 
 
-def _optimiser_tensors(name: str, network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimiser_tensors(name: str, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     return {
         f"optimiser/{name}/{key}/{part}": value
+        for optimiser in optimisers
         for key, p in network.named_parameters()
         for part, value in optimiser.state.get(p, {}).items()
     }
 
 
-def _load_optimiser(name: str, network: nn.Module, optimiser: torch.optim.Optimizer, reader: SnapshotReader) -> None:
-    for key, p in network.named_parameters():
-        prefix = f"optimiser/{name}/{key}/"
-        parts = {part: reader.read(prefix + part, None if part == "step" else p) for part in reader.names(prefix)}
-        if parts:
-            optimiser.state[p] = {part: v if part == "step" else v.to(p.device) for part, v in parts.items()}
+def _load_optimisers(
+    name: str, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], reader: SnapshotReader
+) -> None:
+    keys = {p: key for key, p in network.named_parameters()}
+    for optimiser in optimisers:
+        for p in (p for group in optimiser.param_groups for p in group["params"]):
+            prefix = f"optimiser/{name}/{keys[p]}/"
+            parts = {part: reader.read(prefix + part, None if part == "step" else p) for part in reader.names(prefix)}
+            if parts:
+                optimiser.state[p] = {part: v if part == "step" else v.to(p.device) for part, v in parts.items()}
 
 
 def to_json(value: Any) -> Any:

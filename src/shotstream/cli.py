@@ -100,7 +100,13 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("serve", help="direct a story live in a browser", description=_serve.__doc__)
+    parser = verbs.add_parser(
+        "serve",
+        help="direct a story live in a browser",
+        description=_serve.__doc__,
+        epilog="A story file is played live with POST /api/stories/NAME/play, the file as the body; all routes are "
+        "described at /openapi.json.",
+    )
     parser.set_defaults(verb=_serve, model="student", steps=None)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000)

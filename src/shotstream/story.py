@@ -224,6 +224,11 @@ def read_story(path: str | os.PathLike[str]) -> Story:
         raise ValueError(f"{path}: {error}") from error
 
 
+def parse_story(text: str, *, default_name: str = "") -> Story:
+    """Read a story from the text of a YAML file, of which JSON is a part. Raises ValueError, in words for people."""
+    return _story_from_dict(_mapping(_yaml(text)), default_name)
+
+
 def story_yaml(story: Story) -> str:
     """A story as the text of a YAML file."""
     return yaml.safe_dump(_story_to_dict(story), sort_keys=False, allow_unicode=True, width=100)
@@ -303,13 +308,25 @@ def _parse(path: Path) -> Mapping[str, Any]:
         if suffix == ".json":
             content = json.loads(text)
         elif suffix in (".yaml", ".yml"):
-            content = yaml.safe_load(text)
+            content = _yaml(text)
         else:
             raise ValueError(f"expected a .yaml, .yml or .json file, got suffix {suffix!r}")
-    except yaml.YAMLError as error:
-        raise ValueError(f"not readable as YAML: {' '.join(str(error).split())}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not readable as JSON: {error}") from error
+    return _mapping(content)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError("not readable as YAML: it is nested too deeply") from error
+    # Tags on what they do not fit (`!!bool fox`) end in whatever the conversion raises.
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"not readable as YAML: {' '.join(str(error).split())}") from error
+
+
+def _mapping(content: Any) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"expected keys such as `shots` at the top level, got {type(content).__name__}")
     return content

@@ -13,6 +13,7 @@ from shotstream.engine import messages as m
 from shotstream.engine.direction import (
     Abandoned,
     DirectorConfig,
+    Dropped,
     Edited,
     EditMemory,
     Entry,
@@ -627,3 +628,33 @@ def _check_timeline(sim: Simulation) -> None:
         if previous is not None and event.node == previous.node and event.start and not went_back:
             assert event.chunk == previous.chunk + 1
         previous, went_back = event, False
+
+
+def test_a_steer_for_the_first_chunk_of_a_shot_takes_effect_as_it_opens() -> None:
+    simulation = Simulation()
+    simulation.start(num_chunks=2)
+    cut = simulation.cut(at=m.At(shot=0, chunk=2))
+    rain = simulation.steer("it rains", at=m.At(shot=1, chunk=0))
+    simulation.run(3)
+    assert simulation.ended(cut).caption == "the city it rains"
+    assert (simulation.ended(rain).shot, simulation.ended(rain).chunk) == (1, 0)
+
+
+def test_what_is_dropped_ends_once_and_the_running_shot_goes_on() -> None:
+    simulation = Simulation()
+    simulation.start(num_chunks=4)
+    simulation.run(0.5)
+    cut = simulation.cut(at=m.At(shot=0, chunk=2))
+    pin = simulation.give(m.Memory, action="pin", frame=m.FrameRef(shot=0, frame=0))
+    simulation._say(simulation.director.handle(Dropped(ids=(cut, pin, "another"), reason="no more"), simulation.now))
+    assert [simulation.ended(id).outcome for id in (cut, pin)] == ["superseded", "superseded"]
+    simulation.run(4)
+    assert [(chunk.shot, chunk.chunk) for chunk in simulation.chunks] == [(0, chunk) for chunk in range(4)]
+
+
+def test_a_story_whose_opening_is_dropped_never_was() -> None:
+    simulation = Simulation()
+    simulation._say(simulation.director.handle(m.Start(id="s", text="a fox"), 0.0))
+    simulation._say(simulation.director.handle(Dropped(ids=("s",), reason="no more"), 0.0))
+    assert simulation.ended("s").reason == "no more"
+    assert not simulation.director.busy

@@ -55,6 +55,7 @@ EVENTS: list[p.ServerMessage] = [
         context=(p.RememberedFrame(shot=0, frame=1, reason="pinned"),),
     ),
     p.MemoryChanged(frames=()),
+    p.PerformanceChanged(performance=p.Performance(title="fox", state="playing", opened=1, num_shots=3)),
     p.Status(state="late", late_ms=3.5),
     p.Gap(first_sequence=1, last_sequence=2, num_frames=24),
     p.Error(code="bad_message", message="no"),

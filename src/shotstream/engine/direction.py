@@ -75,6 +75,14 @@ class NotWritten:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Dropped:
+    """Commands that are wanted no more, as far as they are pending; whoever gave them says why."""
+
+    ids: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Viewers:
     """How many people watch."""
 
@@ -178,7 +186,7 @@ class Saved:
     """Of commands, newest last."""
 
 
-Input = Command | Written | NotWritten | Viewers | Located | Trouble
+Input = Command | Written | NotWritten | Dropped | Viewers | Located | Trouble
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,6 +28,7 @@ from shotstream.engine.direction import (
     Abandoned,
     Broken,
     DirectorConfig,
+    Dropped,
     Edited,
     EditMemory,
     Entry,
@@ -152,7 +153,7 @@ class Director:
 
     def handle(self, command: Input, now: float) -> list[Event]:
         """Take a command. Raises ValueError for an id that was used before; nothing changes then."""
-        if not isinstance(command, (Written, NotWritten, Viewers, Trouble)):
+        if not isinstance(command, (Written, NotWritten, Dropped, Viewers, Trouble)):
             if command.id in self._known:
                 raise ValueError(f"id {command.id!r} was used before: every command needs an id of its own")
             self._known[command.id] = None
@@ -294,6 +295,9 @@ class Director:
                     self._notices.end(instruction.command, "failed", reason=command.reason)
                     self._end_if_nothing_comes(command.reason)
                 return
+            case Dropped():
+                self._drop(command)
+                return
             case Trouble():
                 self._take_trouble(command.reason, now)
                 return
@@ -407,6 +411,15 @@ class Director:
             self._notices.end(command, "failed", reason="that command is not pending: it took effect or ended before")
             return
         self._notices.end(command, "applied")
+
+    def _drop(self, dropped: Dropped) -> None:
+        instructions = self._pending.take(lambda one: one.id in dropped.ids)
+        self._notices.end_all(instructions, "superseded", dropped.reason)
+        for edit in [edit for edit in self._edits if edit.id in dropped.ids]:
+            self._edits.remove(edit)
+            self._notices.end(edit, "superseded", reason=dropped.reason)
+        if instructions:
+            self._end_if_nothing_comes(dropped.reason)
 
     def _take_viewers(self, count: int, now: float) -> None:
         self._viewers = count
@@ -659,13 +672,16 @@ class Director:
         return Making(work, now, [cut, *steers], shot)
 
     def _steers_for_opening(self, cut: Instruction) -> list[Instruction]:
-        """Steers given after a cut belong to its shot. Those that waited for a boundary which became one are void."""
-        arrived = self._pending.steers(None)
+        """Steers given after a cut belong to its shot, and those for its first chunk.
+
+        Those that waited for a boundary which became a scheduled cut are void.
+        """
+        arrived = self._pending.steers(None if cut.place else At(shot=self._next_index(), chunk=0))
         waiting = self._pending.take(lambda one: one in arrived)
         if cut.at is None:
             return waiting
-        self._notices.end_all(waiting, "superseded", "the shot ended before")
-        return []
+        self._notices.end_all([one for one in waiting if one.at is None], "superseded", "the shot ended before")
+        return [one for one in waiting if one.at is not None]
 
     def _plan_chunk(self, shot: RunningShot, now: float) -> Making:
         assert self._story is not None

@@ -309,6 +309,29 @@ class MemoryChanged:
     frames: tuple[RememberedFrame, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Performance:
+    """A story file that is played live: its shots follow one another until it ends or a director interrupts it."""
+
+    title: str
+    state: Literal["playing", "finished", "interrupted"]
+    opened: int
+    """How many of its shots have begun."""
+    num_shots: int
+    following: str = ""
+    """Caption of the shot that comes next; empty in the last one."""
+    reason: str = ""
+    """Why it was interrupted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PerformanceChanged:
+    """A story file began to be played, went on to its next shot, or is played no more."""
+
+    kind: ClassVar[str] = "performance"
+    performance: Performance
+
+
 State = Literal["idle", "loading", "warming", "queued", "live", "late", "holding", "paused", "error"]
 
 
@@ -423,6 +446,8 @@ class StorySnapshot:
     """The whole tree, in the order in which it was made."""
     pending: tuple[Pending, ...] = ()
     memory: tuple[RememberedFrame, ...] = ()
+    performance: Performance | None = None
+    """The story file that is being played."""
 
 
-Event = Accepted | Ended | ShotOpened | ChunkReady | TreeChanged | MemoryChanged | Status
+Event = Accepted | Ended | ShotOpened | ChunkReady | TreeChanged | MemoryChanged | PerformanceChanged | Status

@@ -27,6 +27,7 @@ from shotstream.engine.direction import (
     Abandoned,
     Broken,
     DirectorConfig,
+    Dropped,
     Edited,
     EditMemory,
     Entry,
@@ -169,7 +170,7 @@ class Worker:
         Raises ValueError for an id that was used before, ArchiveError while nothing can be kept.
         """
         with self._changed:
-            if isinstance(command, (Written, NotWritten, Viewers, Trouble, Located)):
+            if isinstance(command, (Written, NotWritten, Dropped, Viewers, Trouble, Located)):
                 self._put(self._director.handle(command, time.monotonic()))
             else:
                 self._submit(command)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, Field
 
 from shotstream.engine.messages import MAX_COUNT, MAX_ID, MAX_TEXT, Command, Outcome
 from shotstream.server.archive import StoredChunk, StoredCommand, StoredTake, StoryArchive
+from shotstream.server.protocol import PresetInfo
+from shotstream.story import Shot, Story
 
 COMMAND_BODY = {
     "required": True,
@@ -29,6 +32,13 @@ COMMAND_BODY = {
             }
         }
     },
+}
+
+
+STORY_BODY = {
+    "required": True,
+    "description": "A story file, as `shotstream generate` reads it and as stories are exported",
+    "content": {"application/yaml": {"schema": {"type": "string", "minLength": 1}}},
 }
 
 
@@ -139,6 +149,43 @@ class CommandCard(BaseModel):
     chunk: int | None = None
     first_frame: int | None = None
     reason: str = ""
+
+
+class PlayedShot(BaseModel):
+    """A shot that will be played."""
+
+    caption: str
+    seconds: float
+    steers: int
+
+
+class PlayCard(BaseModel):
+    """What will be played."""
+
+    title: str
+    seed: int
+    global_caption: str
+    seconds: float
+    shots: list[PlayedShot]
+
+
+def play_card(story: Story, shots: Sequence[Shot], preset: PresetInfo) -> PlayCard:
+    """A story file, as it will be on air."""
+    played = [
+        PlayedShot(
+            caption=shot.caption,
+            seconds=(preset.first_chunk_frames + (shot.num_chunks - 1) * preset.chunk_frames) / preset.fps,
+            steers=len(shot.steers),
+        )
+        for shot in shots
+    ]
+    return PlayCard(
+        title=story.name,
+        seed=story.seed or 0,
+        global_caption=story.global_caption,
+        seconds=sum(shot.seconds for shot in played),
+        shots=played,
+    )
 
 
 def take_cards(archive: StoryArchive) -> list[TakeCard]:

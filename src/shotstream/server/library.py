@@ -27,28 +27,34 @@ from pydantic import Field
 from starlette.background import BackgroundTask
 
 from shotstream.engine.archive import ArchiveError
+from shotstream.engine.direction import Scene
 from shotstream.engine.messages import MAX_COUNT, Hide
 from shotstream.server.archive import StoredTake, StoryArchive, StoryInfo
 from shotstream.server.cards import (
     COMMAND_BODY,
+    STORY_BODY,
     ChunkCard,
     CommandCard,
     Copy,
     Hidden,
+    PlayCard,
     StoryCard,
     TakeCard,
     Title,
     chunk_cards,
     command_card,
+    play_card,
     refusals,
     take_cards,
 )
 from shotstream.server.export import MIME_TYPES, Format, NothingMade, cut_list, export, init_segment
 from shotstream.server.live_mp4 import LiveFilm
+from shotstream.server.performer import INTERRUPTED, Performer
 from shotstream.server.protocol import Ack, Join, ProtocolError, parse
 from shotstream.server.security import COOKIE, Access, Bucket, Security
 from shotstream.server.session import Show, Studio
 from shotstream.server.store import Store
+from shotstream.story import Story, parse_story
 
 MAX_EXPORTS = 2
 """At a time; others wait."""
@@ -234,6 +240,33 @@ class Library:
         found = [one for one in await asyncio.to_thread(show.archive.commands) if one.id == command.id]
         return command_card(found[0]) if found else waiting
 
+    async def play(self, name: str, body: bytes) -> PlayCard:
+        """Begin to play a story file live. Raises HTTPException 409 or 422."""
+        preset = self.studio.broadcast.preset
+        try:
+            story, performer = await asyncio.to_thread(self._rehearse, body)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        show = self.show(name)
+        try:
+            show.play(performer)
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from error
+        return play_card(story, performer.shots, preset)
+
+    def _rehearse(self, body: bytes) -> tuple[Story, Performer]:
+        """Read a story file. Raises ValueError, in words for people, if it cannot be played."""
+        try:
+            story = parse_story(body.decode("utf-8"), default_name="a story file")
+        except UnicodeDecodeError as error:
+            raise ValueError("the story file is not text in UTF-8") from error
+        preset, writer = self.studio.broadcast.preset, self.studio.writer
+        performer = Performer(story, first_frames=preset.first_chunk_frames, chunk_frames=preset.chunk_frames)
+        if writer is not None:
+            for shot in performer.shots:
+                writer.fit(Scene(global_caption=story.global_caption, caption=shot.caption))
+        return story, performer
+
     async def hide(self, name: str, node: int, hidden: bool) -> None:
         """Raises HTTPException 404 or 409."""
         archive = await self.archive(name)
@@ -284,6 +317,7 @@ def library_router(door: Door) -> APIRouter:
     library, gate = Library(door), Gate(door.security)
     router = APIRouter(route_class=StoriesRoute)
     _add_stories(router, library, gate)
+    _add_performances(router, library, gate)
     _add_takes(router, library, gate)
     _add_chunks(router, library, gate)
     _add_films(router, library, gate)
@@ -347,6 +381,33 @@ def _add_stories(router: APIRouter, library: Library, gate: Gate) -> None:
         What becomes of it is listed under `commands`. Without anybody who watches a story pauses after a while.
         """
         return await library.command(name, (await request.body()).decode("utf-8", "replace"))
+
+
+def _add_performances(router: APIRouter, library: Library, gate: Gate) -> None:
+    guarded: dict[str, Any] = {"dependencies": [Depends(gate.director)], "tags": ["stories"]}
+
+    @router.post(
+        "/api/stories/{name}/play",
+        status_code=202,
+        responses=refusals(401, 403, 409, 413),
+        openapi_extra={"requestBody": STORY_BODY},
+        **guarded,
+    )
+    async def play_story(name: StoryName, request: Request) -> PlayCard:
+        """Play a story file live: its shots follow one another, steered as it says, with its seed and global caption.
+
+        Its commands are listed under `commands`, those that are near as `pending`; `performance` events say how far it
+        is. A director's own cut, steer, extend, branch, retake, undo or stop takes over: what is left of it is dropped.
+        """
+        return await library.play(name, await request.body())
+
+    @router.delete("/api/stories/{name}/play", status_code=204, responses=refusals(401, 403, 404, 409), **guarded)
+    async def interrupt_play(name: StoryName) -> Response:
+        """Take over: drop what is left of the story file that is played. The running shot goes on."""
+        await library.archive(name)
+        if not library.show(name).interrupt(INTERRUPTED):
+            raise HTTPException(409, "no story file is being played here")
+        return Response(status_code=204)
 
 
 def _add_takes(router: APIRouter, library: Library, gate: Gate) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
 import time
@@ -28,6 +29,9 @@ MAX_BODY = 16 * 1024
 MAX_UPLOAD = 2 * 1024 * 1024
 UPLOAD_PATH = "/v1/videos"
 """Takes a picture along."""
+MAX_STORY = 8 * 1024 * 1024
+"""Of a story file, which may hold pictures."""
+_STORY_PATH = re.compile(r"/api/stories/[^/]+/play")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -244,10 +248,16 @@ def _too_large(scope: Scope, headers: Headers) -> tuple[int, str] | None:
     length = headers.get("content-length")
     if "transfer-encoding" in headers:
         return 411, "give the length of the body"
-    limit = MAX_UPLOAD if scope["path"] == UPLOAD_PATH else MAX_BODY
+    limit = _limit(scope["path"])
     if length is not None and (not length.isascii() or not length.isdecimal() or int(length[:12]) > limit):
         return 413, f"a body has at most {limit} bytes"
     return None
+
+
+def _limit(path: str) -> int:
+    if _STORY_PATH.fullmatch(path):
+        return MAX_STORY
+    return MAX_UPLOAD if path == UPLOAD_PATH else MAX_BODY
 
 
 def _client(scope: Scope) -> str:

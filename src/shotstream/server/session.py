@@ -18,13 +18,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shotstream.engine.archive import ArchiveError, Batch
-from shotstream.engine.direction import DirectorConfig, NotWritten, Viewers, Written
+from shotstream.engine.direction import DirectorConfig, Dropped, NotWritten, Viewers, Written
 from shotstream.engine.director import Director
 from shotstream.engine.stream import Engine
 from shotstream.engine.turns import Turn
 from shotstream.engine.worker import Delivery, Encode, Pace, Worker
 from shotstream.engine.writer import Writer
 from shotstream.server.archive import StoryArchive
+from shotstream.server.performer import INTERRUPTED, INTERRUPTIONS, Performer
 from shotstream.server.protocol import (
     PROTOCOL_VERSION,
     Accepted,
@@ -41,6 +42,8 @@ from shotstream.server.protocol import (
     MediaFlag,
     MediaHeader,
     Metrics,
+    Performance,
+    PerformanceChanged,
     PresetInfo,
     Resume,
     Retake,
@@ -197,6 +200,7 @@ class Show:
         self._snapshot = replace(Director(saved=saved).snapshot(0.0), status=studio.status)
         self._writing: asyncio.Queue[_Written] = asyncio.Queue()
         self._trouble = ""
+        self._performer: Performer | None = None
         self._latency_ms: float | None = None
         self._late_chunks = 0
         self._empty_since = studio.loop.time()
@@ -274,6 +278,8 @@ class Show:
         queue = self._studio.queue
         if any(show is self and waiting.id == command.id for show, waiting in queue) or self.archive.knows(command.id):
             raise ValueError(f"id {command.id!r} was used before: every command needs an id of its own")
+        if isinstance(command, INTERRUPTIONS):
+            self.interrupt(INTERRUPTED)
         if self.worker is None and self._studio.status.state == "error":
             self._answer(command, "failed", self._studio.status.detail)
         elif isinstance(command, _NEEDS_A_SLOT) and not self._studio.has_room_for(self):
@@ -299,6 +305,68 @@ class Show:
         self.worker.submit(command)
         if isinstance(command, (Start, Cut, Steer)) or (isinstance(command, Branch) and command.text.strip()):
             self._writing.put_nowait(command)
+
+    def play(self, performer: Performer) -> None:
+        """Play a story file live.
+
+        Raises: ValueError, in words for people, where it cannot begin; ArchiveError while nothing can be kept.
+        """
+        if self.worker is None:
+            raise ValueError("the engine is still loading: try again in a moment")
+        if self.worker.busy:
+            raise ValueError("a story is running here: stop it first, or play the file under another name")
+        if not self._studio.has_room_for(self):
+            raise ValueError("as many stories are live as may be: play the file when one of them is stopped or left")
+        self._drain()  # what happened before is no concern of the performance
+        self._give_next(performer)
+        self._performer = performer
+        self.worker.say([PerformanceChanged(performance=performer.performance)])
+        self._perform()
+
+    def interrupt(self, reason: str) -> bool:
+        """Let go of what is left of a story file that is played; the running shot goes on. Returns whether one was."""
+        if self._performer is None or self.worker is None:
+            return False
+        self.worker.submit(Dropped(ids=self._performer.withdraw(reason), reason=reason))
+        self._end_performance(self._performer)
+        return True
+
+    def _end_performance(self, performer: Performer) -> None:
+        assert self.worker is not None
+        self._performer = None
+        self.worker.say([PerformanceChanged(performance=performer.performance)])
+
+    def _perform(self) -> None:
+        """Give the commands of a performance whose time it is."""
+        with suppress(ArchiveError):  # nothing can be kept at present: they are given when it can
+            while self._performer is not None and self._performer.has_next:
+                self._give_next(self._performer)
+
+    def _give_next(self, performer: Performer) -> None:
+        """Its captions stay as they were written."""
+        assert self.worker is not None
+        step = performer.next()
+        self.worker.submit(step.command)
+        performer.gave(step)
+        for written in step.written:
+            self.worker.submit(written)
+
+    def _follow(self, event: Event) -> None:
+        """Tell the performance what happened."""
+        performer = self._performer
+        if performer is None or not performer.note(event) or self.worker is None:
+            return
+        if performer.performance.state == "interrupted":
+            self.interrupt(performer.performance.reason)
+        elif performer.performance.state == "finished":
+            self._end_performance(performer)
+        else:
+            self.worker.say([PerformanceChanged(performance=performer.performance)])
+
+    @property
+    def performance(self) -> Performance | None:
+        """The story file that is being played."""
+        return self._performer.performance if self._performer is not None else None
 
     def _waiting_start(self, command: Stop | Cancel) -> Command | None:
         for show, start in self._studio.queue:
@@ -359,6 +427,7 @@ class Show:
             return self._snapshot
         deliveries, snapshot = self.worker.look()
         self._send(deliveries)
+        snapshot = replace(snapshot, performance=self.performance)
         live = self.worker.busy and not (self.worker.dormant and self._studio.is_waiting(self))
         return snapshot if live or snapshot.status.state == "error" else self._with_queue(snapshot)
 
@@ -387,6 +456,7 @@ class Show:
 
     def _note(self, delivery: Delivery) -> None:
         event, counters = delivery.event, self._studio.counters
+        self._follow(event)
         if isinstance(event, Ended):
             counters.commands[event.command, event.outcome] += 1
             self._studio.room_may_be_free()
@@ -423,6 +493,7 @@ class Show:
             if worker is None:
                 continue
             worker.poll()
+            self._perform()
             self._tell_trouble(worker.trouble)
             if count % round(METRICS_S / POLL_S) == 0:
                 self._studio.room_may_be_free()

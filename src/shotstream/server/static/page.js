@@ -1,10 +1,13 @@
 // @ts-check
 /** The page: wires socket, player and state together, turns keys and clicks into commands, and draws on every change. */
 
+import { admit } from "./api.js";
 import { Client } from "./client.js";
 import { Film } from "./film.js";
+import { Panels } from "./panels.js";
+import { takePictures } from "./picture.js";
 import { Player } from "./player.js";
-import { INITIAL, cardOf, reduce, situation } from "./state.js";
+import { INITIAL, cardOf, isRunning as runs, reduce, situation } from "./state.js";
 import * as views from "./views.js";
 
 /** @typedef {import("./protocol.js").ShotCard} ShotCard */
@@ -14,7 +17,6 @@ const TICK_MS = 200;
 const HISTORY_KEY = "shotstream.history";
 const HISTORY_LENGTH = 100;
 const SUGGESTIONS_SHOWN = 5;
-const PICTURE_QUALITY = 0.9;
 
 /** @template {HTMLElement} T @param {string} id @returns {T} */
 const byId = (id) => /** @type {T} */ (document.getElementById(id));
@@ -69,6 +71,7 @@ const client = new Client({
   listeners: {
     message: (message) => {
       if (message.kind === "hello") prepare(message.preset);
+      if (message.kind === "hello" && message.role === "director" && client.token) admit(client.token);
       dispatch({ type: "message", message, now: performance.now() });
       if (message.kind === "status") player?.setPaused(message.state === "paused");
       if (message.kind === "hello") player?.setPaused(message.snapshot.status.state === "paused");
@@ -129,19 +132,20 @@ function rememberThumbnail(shot, take) {
  * @param {import("./protocol.js").CommandKind} kind
  * @param {{text?: string, [field: string]: unknown}} [fields]
  * @param {number} [now] when the key was pressed
+ * @param {string} [words] what it is about, where it has no text of its own
  */
-function command(kind, fields = {}, now = performance.now()) {
+function command(kind, fields = {}, now = performance.now(), words = fields.text ?? "") {
   lastCommand += 1;
   const id = `${state.seq}-${lastCommand}-${Math.random().toString(36).slice(2, 8)}`;
   if (!client.send({ kind, id, ...fields })) {
     announce("Not sent: there is no connection.");
     return false;
   }
-  dispatch({ type: "sent", id, command: kind, text: fields.text ?? "", now });
+  dispatch({ type: "sent", id, command: kind, text: words, now });
   return true;
 }
 
-const isRunning = () => !["idle", "loading", "warming", "queued"].includes(state.status.state);
+const isRunning = () => runs(state);
 
 /** @param {"steer" | "cut"} wish @param {number} now */
 function direct(wish, now) {
@@ -254,52 +258,11 @@ function toggleFullscreen() {
   else stage.requestFullscreen?.().catch(() => {});
 }
 
-/** Crop a picture to the film's shape and size. @param {Blob} file @returns {Promise<string>} a data URL */
-async function cropped(file) {
-  const picture = await createImageBitmap(file);
-  const { width, height } = state.preset ?? { width: 320, height: 192 };
-  const canvas = document.createElement("canvas");
-  canvas.width = width;
-  canvas.height = height;
-  const scale = Math.max(width / picture.width, height / picture.height);
-  const [w, h] = [picture.width * scale, picture.height * scale];
-  canvas.getContext("2d")?.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
-  return canvas.toDataURL("image/jpeg", PICTURE_QUALITY);
-}
-
-const pictureDialog = /** @type {HTMLDialogElement} */ (byId("picture-dialog"));
-const preview = /** @type {HTMLImageElement} */ (byId("picture-preview"));
-const pictureCaption = /** @type {HTMLInputElement} */ (byId("picture-caption"));
-
-/** @param {Blob | null | undefined} file */
-async function offerPicture(file) {
-  if (!file || state.role !== "director") return;
-  if (!file.type.startsWith("image/")) {
-    announce("Only pictures can be remembered.");
-    return;
-  }
-  try {
-    preview.src = await cropped(file);
-  } catch (error) {
-    announce(`This picture cannot be read: ${error instanceof Error ? error.message : error}`);
-    return;
-  }
-  pictureCaption.value = "";
-  pictureDialog.showModal();
-  pictureCaption.focus();
-}
-
-byId("picture-form").addEventListener("submit", () => {
-  const caption = pictureCaption.value.trim();
-  if (caption) command("memory", { action: "add", picture: preview.src.split(",")[1], caption });
-});
-byId("picture-cancel").addEventListener("click", () => pictureDialog.close());
-
-const file = /** @type {HTMLInputElement} */ (byId("file"));
-buttons.add.addEventListener("click", () => file.click());
-file.addEventListener("change", () => {
-  offerPicture(file.files?.[0]);
-  file.value = "";
+takePictures({
+  size: () => (state.role === "director" ? state.preset : null),
+  add: (picture, caption) => command("memory", { action: "add", picture, caption }),
+  play: (file) => panels.play(file),
+  announce,
 });
 
 // --------------------------------------------------------------------------------------------------------------------
@@ -322,30 +285,14 @@ byId("login-form").addEventListener("submit", async (event) => {
 });
 
 // --------------------------------------------------------------------------------------------------------------------
-// Pictures of the user's own, dropped or pasted
-
-const memoryBox = byId("memory-box");
-addEventListener("dragover", (event) => {
-  event.preventDefault();
-  memoryBox.classList.add("target");
-});
-addEventListener("dragleave", (event) => event.relatedTarget === null && memoryBox.classList.remove("target"));
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  memoryBox.classList.remove("target");
-  offerPicture(event.dataTransfer?.files[0]);
-});
-addEventListener("paste", (event) => {
-  const picture = [...(event.clipboardData?.files ?? [])].find(({ type }) => type.startsWith("image/"));
-  if (picture) offerPicture(picture);
-});
-
-// --------------------------------------------------------------------------------------------------------------------
 // Looking back
 
-/** @param {ShotCard} card */
+/** Here if this page still has the pictures, else as the server keeps them. @param {ShotCard} card */
 function lookBack(card) {
-  if (!player?.lookBack(card.shot, card.take)) announce(`Shot ${card.shot + 1} is no longer kept on this page.`);
+  if (player?.lookBack(card.shot, card.take, card.start)) return;
+  const take = panels.take(card.node);
+  if (take && state.role === "director") panels.look([take]);
+  else announce(`Shot ${card.shot + 1} is no longer kept on this page.`);
 }
 
 /** @param {1 | -1} step */
@@ -354,6 +301,17 @@ function lookAtNeighbour(step) {
   const card = state.shots[at + step];
   if (card) lookBack(card);
 }
+
+// --------------------------------------------------------------------------------------------------------------------
+// What is kept: library, takes, exports
+
+const panels = new Panels({
+  state: () => state,
+  command: (kind, fields, words) => command(kind, fields, performance.now(), words),
+  announce,
+  download,
+  goLive: () => player?.goLive(),
+});
 
 // --------------------------------------------------------------------------------------------------------------------
 // Keys and buttons
@@ -369,7 +327,8 @@ const SHORTCUTS = [
   ["p", "P", "This frame as PNG", savePicture],
   ["d", "D", "The story so far as mp4", () => buttons.film.click()],
   ["f", "F", "Fullscreen", toggleFullscreen],
-  ["a", "A", "Add a picture to remember", () => file.click()],
+  ["a", "A", "Add a picture to remember", () => buttons.add.click()],
+  ...panels.shortcuts,
   ["x", "X", "End the story", () => buttons.stop.click()],
   ["?", "?", "This list", () => helpDialog.showModal()],
 ];
@@ -391,15 +350,24 @@ byId("shortcuts").append(
 
 addEventListener("keydown", (event) => {
   const at = /** @type {HTMLElement} */ (event.target);
-  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-  if (at.closest("input, textarea, [contenteditable]")) return;
+  if (event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.ctrlKey || event.metaKey) return undoByKey(event, at);
+  if (at.closest("input:not([type=checkbox]), textarea, [contenteditable]")) return;
   // Space and Enter on a button press the button.
-  if (event.key === " " && at.closest("button, summary, a")) return;
+  if (event.key === " " && at.closest("button, summary, a, input")) return;
   const shortcut = SHORTCUTS.find(([key]) => key === event.key || key === event.key.toLowerCase());
   if (shortcut === undefined) return;
   event.preventDefault();
   shortcut[3]();
 });
+
+/** Ctrl + Z takes back a direction, unless there is text of one's own to take back. @param {KeyboardEvent} event @param {HTMLElement} at */
+function undoByKey(event, at) {
+  const field = at.closest("input:not([type=checkbox])");
+  if (event.key.toLowerCase() !== "z" || event.shiftKey || (field && (field !== prompt || prompt.value))) return;
+  event.preventDefault();
+  panels.undo();
+}
 
 const stopDialog = /** @type {HTMLDialogElement} */ (byId("stop-dialog"));
 stopDialog.addEventListener("close", () => stopDialog.returnValue === "stop" && command("stop"));
@@ -462,6 +430,7 @@ function draw() {
   views.drawPending(byId("pending"), state.instructions, (id) => command("cancel", { target: id }));
   views.drawReceipts(byId("receipts"), state.receipts, performance.now());
   views.drawSuggestions(byId("suggestions"), suggestions(), takeSuggestion);
+  panels.draw(state);
   drawFacts();
 }
 

@@ -127,9 +127,14 @@ export class Player {
     else this.play();
   }
 
-  /** Play a shot again. False if its pictures are no longer kept. @param {number} shot @param {number} take */
-  lookBack(shot, take) {
-    const first = this.firstOf(shot, take);
+  /**
+   * Play a shot again. False if its pictures are no longer kept.
+   *
+   * @param {number} shot @param {number} take
+   * @param {number} [start] its place on the story clock, where shots of other branches have the same numbers
+   */
+  lookBack(shot, take, start) {
+    const first = this.firstOf(shot, take, start);
     if (first === undefined) return false;
     this.setLive(false);
     this.video.playbackRate = 1;
@@ -138,11 +143,12 @@ export class Player {
     return true;
   }
 
-  /** The earliest kept segment of the newest shot with these numbers. @param {number} shot @param {number} take */
-  firstOf(shot, take) {
+  /** The earliest kept segment of the newest shot with these numbers. @param {number} shot @param {number} take @param {number} [start] */
+  firstOf(shot, take, start) {
     /** @param {Segment} segment */
     const belongs = ({ header, validFrames }) =>
       !header.slate && header.shot === shot && header.take === take && validFrames > 0;
+    if (start !== undefined) return this.segments.findLast((one) => belongs(one) && one.header.start === start);
     let index = this.segments.findLastIndex(belongs);
     while (index > 0 && belongs(this.segments[index - 1])) index -= 1;
     return this.segments[index];

@@ -27,6 +27,9 @@
  *   thumbnail: string}} Take
  * @typedef {{kind: "tree", head: number | null, takes: Take[], shots: ShotCard[] | null, opening: boolean}} TreeChanged
  * @typedef {{kind: "memory", frames: RememberedFrame[]}} MemoryChanged
+ * @typedef {{title: string, state: "playing" | "finished" | "interrupted", opened: number, num_shots: number,
+ *   following: string, reason: string}} Performance
+ * @typedef {{kind: "performance", performance: Performance}} PerformanceChanged
  * @typedef {{kind: "status", state: StatusState, detail: string, late_ms: number, queue_position: number | null,
  *   clock_frame: number, clock_running: boolean}} Status
  * @typedef {{id: string, chunk: number, first_frame: number, text: string}} SteerMark
@@ -34,7 +37,7 @@
  *   made_chunks: number, context: RememberedFrame[], steers: SteerMark[], thumbnail: string}} ShotCard
  * @typedef {{id: string, command: string, text: string, at: At | null}} Pending
  * @typedef {{status: Omit<Status, "kind">, global_caption: string, seed: number, epoch: number, shots: ShotCard[],
- *   head: number | null, takes: Take[], pending: Pending[], memory: RememberedFrame[]}} StorySnapshot
+ *   head: number | null, takes: Take[], pending: Pending[], memory: RememberedFrame[], performance?: Performance | null}} StorySnapshot
  * @typedef {{name: string, width: number, height: number, fps: number, mime: string, first_chunk_frames: number,
  *   chunk_frames: number, chunks_per_shot: number, memory_frames: number, suggestions: string[]}} PresetInfo
  * @typedef {{kind: "hello", protocol: number, viewer: string, story: string, role: "director" | "watcher", seq: number,
@@ -44,7 +47,7 @@
  *   encode_ms_p50: number, late_chunks: number, viewers: number, instruction_ms: number | null}} Metrics
  * @typedef {{kind: "error", code: string, message: string, id: string, fatal: boolean}} ServerError
  *
- * @typedef {(Accepted | Ended | ShotOpened | ChunkReady | TreeChanged | MemoryChanged | Status) & {seq: number}} StoryEvent
+ * @typedef {(Accepted | Ended | ShotOpened | ChunkReady | TreeChanged | MemoryChanged | PerformanceChanged | Status) & {seq: number}} StoryEvent
  * @typedef {StoryEvent | Hello | Gap | Metrics | ServerError} ServerMessage
  *
  * @typedef {{kind: CommandKind, id: string, text?: string, [field: string]: unknown}} Command

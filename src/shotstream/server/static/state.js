@@ -23,6 +23,7 @@
  * @property {"sent" | "accepted" | "coming"} stage   coming: it took effect in a chunk that is not on screen yet
  * @property {number | null} sentAt   page clock, ms
  * @property {Ended | null} ended
+ * @property {number | null} sequence   of the chunk in which it took effect
  *
  * @typedef {Object} Receipt
  * @property {string} id
@@ -59,6 +60,7 @@
  * @property {Instruction[]} instructions   not yet seen to take effect
  * @property {Receipt[]} receipts           newest last
  * @property {RememberedFrame[]} memory
+ * @property {import("./protocol.js").Performance | null} performance   the story file that is played, or was last
  * @property {Record<number, string>} captions   of the newest chunks, by sequence
  * @property {OnScreen | null} onScreen
  * @property {string} caption               in force in the picture on screen
@@ -84,7 +86,9 @@ const KEPT_RECEIPTS = 50;
 const KEPT_CAPTIONS = 32;
 const KEPT_SHOTS = 500;
 /** Commands that show in the picture; the others are done when the server says so. */
-const VISIBLE = new Set(["start", "cut", "steer"]);
+const VISIBLE = new Set(["start", "cut", "steer", "branch", "retake"]);
+/** Commands that lead elsewhere in the tree: their receipts are worth a line even where no new chunk comes of them. */
+const GOES_BACK = new Set(["branch", "retake", "undo"]);
 
 /** @type {State["status"]} */
 const SILENT = {
@@ -107,6 +111,7 @@ export const INITIAL = Object.freeze({
   instructions: [],
   receipts: [],
   memory: [],
+  performance: null,
   captions: {},
   onScreen: null,
   caption: "",
@@ -196,6 +201,7 @@ function welcomed(state, hello, now) {
     head: snapshot.head,
     takes: snapshot.takes,
     memory: snapshot.memory,
+    performance: snapshot.performance ?? null,
     instructions: [...open, ...pending],
   };
   const why = "lost with the connection: send it again";
@@ -225,6 +231,8 @@ function happened(state, event, now) {
       return treeChanged(next, event);
     case "memory":
       return { ...next, memory: event.frames };
+    case "performance":
+      return { ...next, performance: event.performance };
     case "status":
       return { ...next, status: event };
   }
@@ -232,7 +240,7 @@ function happened(state, event, now) {
 
 /** @param {Partial<Instruction> & {id: string, command: string, text: string}} known @returns {Instruction} */
 function instruction(known) {
-  return { mine: false, stage: "sent", sentAt: null, ended: null, ...known };
+  return { mine: false, stage: "sent", sentAt: null, ended: null, sequence: null, ...known };
 }
 
 /** @param {State} state @param {{id: string, command: string, text: string, now: number}} action @returns {State} */
@@ -255,13 +263,15 @@ function ended(state, event, now, replayed) {
   const known = state.instructions.find((one) => one.id === event.id);
   const one = instruction({ ...known, id: event.id, command: event.command, text: known?.text ?? "", ended: event });
   const marked = event.command === "steer" && event.outcome === "applied" && !replayed ? withSteer(next, one, event) : next;
-  if (event.outcome === "applied" && VISIBLE.has(event.command) && event.shot !== null) {
+  const goesOn = event.command === "branch" && event.chunk !== 0; // with what is there: no chunk names it
+  if (event.outcome === "applied" && VISIBLE.has(event.command) && event.shot !== null && !goesOn) {
     if (replayed && !one.mine) return marked;
     return arriving({ ...marked, instructions: [...without(marked, event.id), { ...one, stage: "coming" }] }, now);
   }
   const closed = { ...marked, instructions: without(marked, event.id) };
-  const worthSaying = event.outcome !== "applied" || event.reason;
-  return worthSaying && known ? withReceipt(closed, receipt(one, event.outcome, now, event.reason)) : closed;
+  const worthSaying = event.outcome !== "applied" || event.reason || GOES_BACK.has(event.command);
+  const seen = { ...receipt(one, event.outcome, now, event.reason), latencyMs: null };
+  return worthSaying && known ? withReceipt(closed, seen) : closed;
 }
 
 /** @param {State} state @param {Instruction} one @param {Ended} event @returns {State} */
@@ -308,7 +318,8 @@ function chunkReady(state, event) {
   const captions = Object.fromEntries([...recent, [event.sequence, event.caption]]);
   const lengths = { made_chunks: event.chunk + 1, num_chunks: event.num_chunks };
   const takes = state.takes.map((one) => (one.node === event.node ? { ...one, ...lengths } : one));
-  return withShot({ ...state, captions, takes }, event.shot, (card) => ({
+  const instructions = state.instructions.map((one) => (event.applied.includes(one.id) ? { ...one, sequence: event.sequence } : one));
+  return withShot({ ...state, captions, takes, instructions }, event.shot, (card) => ({
     ...card,
     made_chunks: Math.max(card.made_chunks, event.chunk + 1),
     num_chunks: event.num_chunks,
@@ -335,12 +346,13 @@ function presented(state, { onScreen, live, now }) {
 function arriving(state, now) {
   const { onScreen } = state;
   if (onScreen === null || state.lookingBack) return state;
-  const arrived = state.instructions.filter((one) => one.stage === "coming" && isShown(one.ended, onScreen));
+  const arrived = state.instructions.filter((one) => one.stage === "coming" && isShown(one, onScreen));
   return arrived.reduce((all, one) => arrive(all, one, now), state);
 }
 
-/** @param {Ended | null} event @param {OnScreen} onScreen */
-function isShown(event, onScreen) {
+/** @param {Instruction} one @param {OnScreen} onScreen */
+function isShown({ ended: event, sequence }, onScreen) {
+  if (sequence !== null) return onScreen.sequence >= sequence;
   if (event === null || event.shot === null || event.chunk === null) return false;
   return onScreen.shot > event.shot || (onScreen.shot === event.shot && onScreen.chunk >= event.chunk);
 }
@@ -377,6 +389,9 @@ function without(state, id) {
 function withShot(state, shot, change) {
   return { ...state, shots: state.shots.map((card) => (card.shot === shot ? change(card) : card)) };
 }
+
+/** Whether there is a story to direct. @param {State} state */
+export const isRunning = ({ status }) => !["idle", "loading", "warming", "queued"].includes(status.state);
 
 /** @param {State} state @param {number} shot */
 export function cardOf(state, shot) {

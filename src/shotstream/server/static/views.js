@@ -53,8 +53,12 @@ export function patchList(list, items, keyOf, draw) {
     node.dataset.key = key;
     return node;
   });
-  const same = nodes.length === list.children.length && nodes.every((node, index) => list.children[index] === node);
-  if (!same) list.replaceChildren(...nodes);
+  // What stays is not taken out: that would cost it the focus.
+  const kept = new Set(nodes);
+  for (const child of [...list.children]) if (!kept.has(/** @type {HTMLElement} */ (child))) child.remove();
+  nodes.forEach((node, index) => {
+    if (list.children[index] !== node) list.insertBefore(node, list.children[index] ?? null);
+  });
 }
 
 /** @param {string} markup paths of a 24 x 24 drawing; never anything a person wrote */
@@ -72,7 +76,7 @@ const PIN = "M9 4h6l-1 6 3 3H7l3-3zM12 13v7";
 const CROSS = "M6 6l12 12M18 6L6 18";
 
 /** @param {string} base64 @param {string} alt */
-function thumbnail(base64, alt) {
+export function thumbnail(base64, alt) {
   if (!base64) return element("span", { class: "thumb blank" });
   const image = element("img", { class: "thumb" });
   image.src = base64.startsWith("data:") ? base64 : `data:image/jpeg;base64,${base64}`;
@@ -204,7 +208,7 @@ function cancelButton(one, cancel) {
 }
 
 /** @type {Record<string, string>} */
-const VERB = { start: "Start", cut: "Cut", steer: "Steer" };
+const VERB = { start: "Start", cut: "Cut", steer: "Steer", branch: "Branch", retake: "Retake", undo: "Undo", hide: "Hide" };
 
 /** @param {HTMLElement} list @param {Receipt[]} receipts @param {number} now */
 export function drawReceipts(list, receipts, now) {

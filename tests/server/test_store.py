@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 
 from shotstream.engine import messages as m
+from shotstream.engine.archive import ArchiveError
 from shotstream.engine.direction import DirectorConfig, Viewers, Written
 from shotstream.engine.stream import Engine
 from shotstream.engine.worker import Delivery, Worker
 from shotstream.engine.writer import Composer, TemplateWriter
+from shotstream.server import store as store_module
 from shotstream.server.archive import StoryArchive
 from shotstream.server.store import Store, StoreConfig
+from shotstream.server.takefile import append_up_to
 
 
 class Set:
@@ -420,3 +424,51 @@ def test_stories_can_be_listed_renamed_copied_and_deleted(film: Open, tmp_path: 
     assert len(list((tmp_path / "data" / "takes").iterdir())) == 1
     one.store.delete("copy")
     assert not list((tmp_path / "data" / "takes").iterdir())
+
+
+def test_a_story_that_is_live_goes_on_while_it_is_copied_and_the_copy_has_it_all(
+    film: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = _two_shots(film)
+    made = len(one.chunks)
+    copied: list[int] = []
+
+    def slowly(source: Path, target: Path, stop: int) -> None:
+        append_up_to(source, target, stop)
+        copied.append(stop)
+        if len(copied) == 1:  # whoever holds the database here keeps the story from going on
+            one.give(m.Extend, "x", num_chunks=2)
+            one.wait(lambda e: isinstance(e, m.ChunkReady) and e.sequence == made + 2, seconds=5)
+
+    monkeypatch.setattr(store_module, "append_up_to", slowly)
+    copying = threading.Thread(target=one.store.duplicate, args=("main", "copy"))
+    copying.start()
+    copying.join(30)
+    assert len(_kept_frames(one.archive)) == made + 2
+    assert _kept_frames(one.store.story("copy")) == _kept_frames(one.archive)
+    saved = one.store.story("copy").load()
+    assert saved.head is not None
+    assert one.store.story("copy").past(saved.head.take.node, saved.head.take.made_chunks).running is not None
+
+
+def test_a_copy_that_was_cut_short_leaves_nothing_behind(
+    film: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one = _two_shots(film)
+    folder = tmp_path / "data" / "takes"
+
+    def full(source: Path, target: Path, stop: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module, "append_up_to", full)
+    with pytest.raises(ArchiveError, match="disk"):
+        one.store.duplicate("main", "copy")
+    monkeypatch.undo()
+    assert [path.name for path in folder.iterdir()] == ["1"]
+    (folder / ".copy-of-a-crash").mkdir()
+    (folder / "2").mkdir()
+    (folder / "2" / "1.take").write_bytes(b"of a crash, too")
+    again = film()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+    again.store.duplicate("main", "copy")
+    assert _kept_frames(again.store.story("copy")) == _kept_frames(again.archive)

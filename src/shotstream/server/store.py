@@ -13,6 +13,7 @@ folder/takes/3/12.take  the bytes of take 12 of story 3: latents, media, picture
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sys
 import threading
@@ -25,9 +26,11 @@ from shotstream.engine.archive import ArchiveError
 from shotstream.presets import Preset
 from shotstream.server.archive import StoryArchive, StoryInfo
 from shotstream.server.database import Database, Durable, explained
+from shotstream.server.takefile import append_up_to
 
 DATA_VARIABLE = "SHOTSTREAM_DATA"
 GIB = 2**30
+_DRAFT = ".copy-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +77,8 @@ class Store:
         """
         self.config, self.folder, self._preset, self._reached = config, config.folder, preset, reached
         self.database = Database(config.folder, durable=config.durable, reached=reached)
+        for draft in (config.folder / "takes").glob(_DRAFT + "*"):  # a crash left it
+            shutil.rmtree(draft, ignore_errors=True)
         self._archives: dict[str, StoryArchive] = {}
         self._lock = threading.Lock()
 
@@ -130,15 +135,40 @@ class Store:
     def duplicate(self, name: str, copy: str) -> None:
         """Copy a story and its files under another name. Raises ArchiveError if that is taken, or there is no room."""
         number = self._exists(name)
+        self._check_copy(number, copy)
+        draft = self.folder / "takes" / f"{_DRAFT}{secrets.token_hex(8)}"
+        try:
+            with explained(self.folder):
+                draft.mkdir(parents=True)
+                for _ in range(2):  # the second time what was made during the first
+                    self._copy_bytes(number, draft)
+            with self.database.transaction(), explained(self.folder):
+                self._check_copy(self._exists(name), copy)
+                new = self._copy_rows(number, copy)
+                self._copy_bytes(number, draft)  # and what little was made since then
+                shutil.rmtree(self._takes(new), ignore_errors=True)  # of a copy that a crash cut short
+                draft.rename(self._takes(new))
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        with self._lock:
+            self._archives.pop(copy, None)
+
+    def _check_copy(self, number: int, copy: str) -> None:
         if self.database.row("SELECT 1 FROM story WHERE name = ?", copy) is not None:
             raise ArchiveError(f"there is a story {copy!r} already: take another name")
         self.check_room(0, self._row_bytes(number))
-        with self.database.transaction(), explained(self.folder):
-            new = self._copy_rows(number, copy)
-            if self._takes(number).exists():
-                shutil.copytree(self._takes(number), self._takes(new))
-        with self._lock:
-            self._archives.pop(copy, None)
+
+    def _copy_bytes(self, number: int, folder: Path) -> None:
+        """Bring copies of a story's files up to what is committed; that much of a file never changes any more."""
+        rows = self.database.rows(
+            "SELECT file, max(stop) AS stop FROM ("
+            "SELECT file, max(latent_at + latent_bytes, media_at + media_bytes) AS stop FROM chunk WHERE story = ?1"
+            " UNION ALL SELECT file, at + bytes FROM picture WHERE story = ?1) GROUP BY file",
+            number,
+        )
+        for row in rows:
+            name = f"{row['file']}.take"
+            append_up_to(self._takes(number) / name, folder / name, row["stop"])
 
     def _copy_rows(self, number: int, copy: str) -> int:
         run = self.database.run

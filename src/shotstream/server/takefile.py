@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from shotstream.engine.archive import ArchiveError
 
+_COPIED = 2**20
+"""Bytes at a time."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
@@ -77,6 +80,16 @@ def read_part(path: Path, part: Part) -> bytes:
     if zlib.crc32(data) != part.crc:
         raise ArchiveError(f"{path} was changed or damaged at byte {part.at}: put a copy in its place")
     return data
+
+
+def append_up_to(source: Path, target: Path, stop: int) -> None:
+    """Add to a copy of a file what it lacks of the first `stop` bytes, as far as they are there. Raises OSError."""
+    if not source.exists():
+        return
+    with source.open("rb") as read, target.open("ab") as write:
+        read.seek(write.tell())
+        while data := read.read(max(0, min(stop - write.tell(), _COPIED))):
+            write.write(data)
 
 
 def pack_picture(pixels_HWC: NDArray[np.uint8]) -> bytes:

@@ -658,3 +658,26 @@ def test_a_story_whose_opening_is_dropped_never_was() -> None:
     simulation._say(simulation.director.handle(Dropped(ids=("s",), reason="no more"), 0.0))
     assert simulation.ended("s").reason == "no more"
     assert not simulation.director.busy
+
+
+def test_an_edit_of_the_memory_belongs_to_what_was_on_air_not_to_what_was_made_ahead() -> None:
+    simulation = Simulation()
+    simulation.start(num_chunks=40)
+
+    def pin() -> None:
+        simulation.give(m.Memory, action="pin", frame=m.FrameRef(shot=0, frame=0))
+        simulation.run(0.05)
+
+    while len(simulation.chunks) < 4:
+        simulation.run(0.01)
+    pin()
+    simulation.cut()
+    while len(simulation.of(m.ShotOpened)) < 2:
+        pin()
+    opened = simulation.of(m.ShotOpened)[-1]
+    assert isinstance(opened, m.ShotOpened)
+    assert opened.aired_before is not None
+    assert 9 + 12 < opened.aired_before <= 9 + 2 * 12, "what follows begins inside the third chunk"
+    edits = [work for _, work in simulation.begun if isinstance(work, EditMemory) and work.node == 1]
+    assert len(edits) > 1
+    assert {(work.chunk, work.seen) for work in edits} == {(4, 3)}, "all of them are part of what leads there"

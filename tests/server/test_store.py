@@ -361,6 +361,29 @@ def test_memory_is_as_it_was_after_a_restart(film: Open, tiny_engine: Engine) ->
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(kept, chunk.context, strict=True))
 
 
+@pytest.mark.parametrize("then", ["restart", "branch", "undo"])
+def test_what_was_pinned_while_chunks_were_made_ahead_is_not_lost_with_those_chunks(film: Open, then: str) -> None:
+    one = film(fps=64)
+    one.give(m.Start, "a", text="a fox", num_chunks=2)
+    one.give(m.Cut, "b", text="the city", num_chunks=40, at=m.At(shot=0, chunk=2))
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and (e.shot, e.chunk) == (1, 3))
+    one.give(m.Memory, "p", action="pin", frame=m.FrameRef(shot=0, frame=0))
+    one.ended("p")
+    one.give(m.Cut, "c", text="the beach", num_chunks=2)
+    one.ended("c")
+    if then == "restart":
+        one = film()
+        one.give(m.Resume, "r")
+    elif then == "branch":
+        one.give(m.Branch, "r", node=3)
+    else:
+        one.give(m.Undo, "r")
+    assert one.ended("r").outcome == "applied"
+    one.give(m.Cut, "z", text="home", num_chunks=1)
+    one.ended("z")
+    assert ((0, 0), "pinned") in [(f.id, f.reason) for f in one.archive.remembered(one.snapshot.head)]
+
+
 @pytest.mark.parametrize(
     ("command", "reason"),
     [

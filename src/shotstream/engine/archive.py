@@ -50,7 +50,7 @@ class OpeningData:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEdit:
-    """A `memory` command that took effect, after so many chunks of a take."""
+    """A `memory` command that took effect, when so many chunks of a take had been on air."""
 
     command: str
     """Its id."""

@@ -232,6 +232,8 @@ class EditMemory:
     node: int | None
     """The take on air, after so many chunks; none: no shot was on air yet."""
     chunk: int
+    seen: int
+    """How many of them were on air, the one on air included: what the person who gave the command had seen."""
     command: Memory
 
 

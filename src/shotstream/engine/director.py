@@ -573,7 +573,7 @@ class Director:
         if self._story is None:
             return Wait()
         if self._edits and not self._trouble:
-            return Making(self._edit_work(self._edits.pop(0)), now, [], None)
+            return Making(self._edit_work(self._edits.pop(0), now), now, [], None)
         if self._paused:
             return Wait()
         if (cut := self._pending.waiting_cut()) is not None:
@@ -594,10 +594,20 @@ class Director:
         making.on_demand = not self._clock.running or now - max(begin, self._free_since) > _IDLE
         return making
 
-    def _edit_work(self, command: Memory) -> EditMemory:
+    def _edit_work(self, command: Memory, now: float) -> EditMemory:
         assert self._story is not None
         chunk = self._takes.cards[-1].made_chunks if self._takes.cards else 0
-        return EditMemory(story=self._story.number, node=self._takes.head, chunk=chunk, command=command)
+        off_air = self._leftover or self._held is not None
+        seen = self._num_chunks(self._aired_before if off_air else self.aired_frames(now))
+        return EditMemory(
+            story=self._story.number, node=self._takes.head, chunk=chunk, seen=min(seen, chunk), command=command
+        )
+
+    def _num_chunks(self, num_frames: int | None) -> int:
+        """How many chunks of a shot so many frames come from."""
+        if not num_frames:
+            return 0
+        return 1 + max(0, math.ceil((num_frames - self.config.first_frames) / self.config.chunk_frames))
 
     def _lengthen(self, shot: RunningShot) -> None:
         """A shot that has run its length goes on for a little when it is steered."""

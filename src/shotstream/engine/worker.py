@@ -396,7 +396,7 @@ class Worker:
             (self._stream.pin if command.action == "pin" else self._stream.forget)(id)
         frame = None if command.action == "remove" else memory.pinned(id)
         self._memory_edit = MemoryEdit(
-            command=command.id, node=work.node, chunk=work.chunk, action=command.action, id=id, frame=frame
+            command=command.id, node=work.node, chunk=work.seen, action=command.action, id=id, frame=frame
         )
 
     def _announce_memory(self, work: Work) -> None:

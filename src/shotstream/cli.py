@@ -159,6 +159,7 @@ def _add_preset_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="storyworld", help="storyworld (default) or wan-1.3b")
     parser.add_argument("--weights", type=Path, help="a folder with the preset's files, or a file for the model alone")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    parser.add_argument("--threads", type=int, help="on the CPU; default: half of the logical CPUs, at most 4")
 
 
 def _generate(options: argparse.Namespace, _: list[str]) -> None:
@@ -244,6 +245,7 @@ def _load_engine(options: argparse.Namespace) -> Engine:
         weights=options.weights,
         device=_device(options.device),
         num_steps=options.steps,
+        threads=options.threads,
     )
 
 

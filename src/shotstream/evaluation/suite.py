@@ -305,8 +305,8 @@ _worker: dict[str, Any] = {}
 
 
 def _load_worker(setup: Setup, config: SuiteConfig) -> None:
-    torch.set_num_threads(1)
     engine, reader = setup.load()
+    torch.set_num_threads(1)
     _worker.update(engine=engine, reader=reader, config=config, detectors=setup.detectors(ExitStack()))
 
 

@@ -76,7 +76,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def serving_threads() -> int:
-    """Threads for one stream on the CPU: half of the logical CPUs, from 1 to 4; OMP_NUM_THREADS decides where it is set.
+    """Threads for one stream on the CPU: half of the logical CPUs, from 1 to 4, or what OMP_NUM_THREADS says.
 
     Two logical CPUs are mostly one core, and its two threads share one unit for matrices: on such a machine one thread
     makes a chunk in the time of two (0.22 and 0.25 s measured) and leaves the other to the encoder and the player.

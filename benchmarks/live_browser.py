@@ -154,7 +154,8 @@ def recorder(*, reads_barcodes: bool) -> str:
     """The script that records, with or without reading barcodes out of every picture."""
     barcode = (ROOT / "tests" / "page" / "barcode.js").read_text().replace("export function", "function")
     script = (ROOT / "benchmarks" / "live_recorder.js").read_text()
-    return f"{barcode}\nwindow.readsBarcodes = {'true' if reads_barcodes else 'false'};\n{script}"
+    switch = f"window.readBarcode = readBarcode;\nwindow.readsBarcodes = {'true' if reads_barcodes else 'false'};"
+    return f"{barcode}\n{switch}\n{script}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ from shotstream.server.protocol import (
     Steer,
     Stop,
     StorySnapshot,
+    TreeChanged,
     Undo,
     pack_media,
     to_json,
@@ -264,7 +265,7 @@ class Show:
         """What is on the screen now and after it; the last picture where the story stands still, none once it ended."""
         if not snapshot.shots or (self.worker is not None and not self.worker.busy):
             return []
-        packets = [p for p in self._packets if p.header.epoch == snapshot.epoch]
+        packets = [p for p in self._packets if p.header.epoch == self._packets[-1].header.epoch]
         clock = snapshot.status.clock_frame
         return [p for p in packets if p.header.start + p.header.num_frames > clock] or packets[-1:]
 
@@ -408,6 +409,7 @@ class Show:
     def begin(self, worker: Worker) -> None:
         """There is an engine now."""
         self.worker = worker
+        self._snapshot = StorySnapshot(status=self._snapshot.status)  # it knows better from now on
         worker.start()
         self._count_viewers()
         if worker.dormant:
@@ -468,6 +470,9 @@ class Show:
             counters.chunks += 1
             self._latency_ms = event.latency_ms if event.latency_ms is not None else self._latency_ms
             self._show(event, delivery.media)
+        elif isinstance(event, TreeChanged) and event.shots and event.head is not None and not event.opening:
+            with suppress(ArchiveError):  # its file is gone: the next chunk is seen all the same
+                self._broadcast(_last_packet(self.archive, event.head, event.shots[-1].made_chunks - 1))
 
     def _show(self, event: ChunkReady, media: bytes) -> None:
         fresh = not self._packets or self._packets[-1].header.epoch != event.epoch
@@ -481,7 +486,9 @@ class Show:
             epoch=event.epoch,
             start=event.start,
         )
-        packet = Packet(header, media)
+        self._broadcast(Packet(header, media))
+
+    def _broadcast(self, packet: Packet) -> None:
         self._packets.append(packet)
         for viewer in self.viewers:
             viewer.show(packet)
@@ -711,7 +718,7 @@ class Studio:
 
 
 def _last_packet(archive: StoryArchive, node: int, chunk: int) -> Packet:
-    """The last chunk of a kept story, so that whoever joins sees where it is."""
+    """The last chunk of where a kept story goes on, so that everybody sees where it is before the next one is made."""
     take, stored = archive.take(node).take, archive.chunks(node)[chunk]
     header = MediaHeader(
         flags=MediaFlag.NEW_EPOCH,

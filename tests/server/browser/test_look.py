@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.live_browser import ROOT, Record, Watcher
+from benchmarks.live_browser import Record, Watcher
 from PIL import Image
-from tests.server.browser.conftest import Enter, unavailable  # type: ignore[import-not-found]
+from tests.server.browser.conftest import (  # type: ignore[import-not-found]
+    Enter,
+    SeriousFindings,
+    sideways,
+    take_screenshot,
+    unreachable,
+)
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
-SCREENSHOTS = ROOT / "out" / "screenshots"
-CHECKS = ROOT / "tools" / "page"
 SCHEMES = ("dark", "light")
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True}
 STATES: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -30,40 +33,10 @@ STATES: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-@pytest.fixture(scope="session")
-def axe() -> str:
-    """The accessibility checker's source."""
-    source = CHECKS / "node_modules" / "axe-core" / "axe.min.js"
-    if not source.exists():
-        command = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
-        try:
-            subprocess.run(command, cwd=CHECKS, check=True, timeout=120)
-        except (OSError, subprocess.SubprocessError) as error:
-            unavailable(f"axe-core cannot be had: run `npm install` in {CHECKS.relative_to(ROOT)} ({error})")
-    return source.read_text()
-
-
-def serious_findings(person: Watcher, axe: str) -> list[str]:
-    if not person.page.evaluate("'axe' in window"):
-        person.page.evaluate(axe)
-    result = person.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-    return [
-        f"{one['id']}: {one['help']}: {[node['html'][:120] for node in one['nodes']]}"
-        for one in result["violations"]
-        if one["impact"] in ("serious", "critical")
-    ]
-
-
 def tell(person: Watcher, message: Record) -> None:
     """Let the page receive a message that the server did not send."""
     script = "(data) => window.sockets.at(-1).dispatchEvent(new MessageEvent('message', { data }))"
     person.page.evaluate(script, json.dumps(message))
-
-
-def sideways(person: Watcher) -> int:
-    """Pixels that the page is wider than its window."""
-    width: int = person.page.evaluate("document.documentElement.scrollWidth - innerWidth")
-    return width
 
 
 def rich_story(person: Watcher) -> None:
@@ -81,9 +54,8 @@ def rich_story(person: Watcher) -> None:
 
 
 def test_screenshots_that_fit_and_can_be_read_on_a_desk_and_on_a_phone_in_dark_and_light(
-    enter: Enter, axe: str
+    enter: Enter, serious_findings: SeriousFindings
 ) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     desk, phone = enter(reduced_motion="reduce"), enter(**PHONE, is_mobile=True, reduced_motion="reduce")
     for name, person, scheme in (("desktop", desk, "dark"), ("phone", phone, "light")):
         person.badge("Ready")
@@ -95,20 +67,9 @@ def test_screenshots_that_fit_and_can_be_read_on_a_desk_and_on_a_phone_in_dark_a
             take_screenshot(person, f"live-{name}", scheme)
         # Reading takes a while: the desk is read in light, the phone in dark.
         person.page.emulate_media(color_scheme="light" if person is desk else "dark")
-        assert serious_findings(person, axe) == []
+        assert serious_findings(person) == []
     desk.page.locator("#help").click()
-    assert serious_findings(desk, axe) == []
-
-
-def take_screenshot(person: Watcher, name: str, scheme: Any) -> None:
-    file = SCREENSHOTS / f"{name}-{scheme}.png"
-    person.page.emulate_media(color_scheme=scheme)
-    person.page.screenshot(path=file, full_page="phone" in name)
-    assert sideways(person) <= 0
-    with Image.open(file) as picture:
-        assert picture.width == (780 if "phone" in name else 1280)
-        small = picture.convert("RGB").resize((160, 100))
-        assert len(small.getcolors(160 * 100) or []) > 30, "more than a few flat colours"
+    assert serious_findings(desk) == []
 
 
 def test_nothing_that_people_write_makes_the_page_scroll_sideways(person: Watcher) -> None:
@@ -122,7 +83,7 @@ def test_nothing_that_people_write_makes_the_page_scroll_sideways(person: Watche
     assert sideways(person) <= 0
 
 
-def test_every_state_has_its_words_and_can_be_read(enter: Enter, axe: str) -> None:
+def test_every_state_has_its_words_and_can_be_read(enter: Enter, serious_findings: SeriousFindings) -> None:
     person = enter(reduced_motion="reduce", **PHONE)
     person.badge("Ready")
     seq = person.events("hello")[-1]["seq"]
@@ -133,7 +94,7 @@ def test_every_state_has_its_words_and_can_be_read(enter: Enter, axe: str) -> No
         person.badge(badge)
         assert person.page.locator("#cover-title").inner_text() == title
         assert person.page.locator("#cover").is_visible() == bool(title)
-        assert serious_findings(person, axe) == [], state
+        assert serious_findings(person) == [], state
     person.page.evaluate("window.WebSocket = class { close() {} }; window.sockets.at(-1).close(4000)")
     person.badge("Reconnecting")
     assert "by itself" in person.page.locator("#cover-help").inner_text()
@@ -195,18 +156,3 @@ def remember_a_picture(person: Watcher, chooser: Any, folder: Path) -> None:
     person.page.keyboard.type("an orange wall")
     person.page.keyboard.press("Enter")
     person.page.locator("#memory li").filter(has_text="Your picture").wait_for()
-
-
-def unreachable(person: Watcher) -> list[str]:
-    """Buttons and fields that can be seen and used, but not be reached by Tab."""
-    found: list[str] = person.page.evaluate(
-        """() => [...document.querySelectorAll("button, input, summary, a[href]")]
-            .filter((one) => one.checkVisibility() && !one.disabled)
-            .map((one, index) => { one.dataset.number = index; return one.outerHTML.slice(0, 100); })"""
-    )
-    person.page.evaluate("document.activeElement.blur()")
-    reached: set[str] = set()
-    for _ in range(len(found) + 3):
-        person.page.keyboard.press("Tab")
-        reached.add(person.page.evaluate("document.activeElement.dataset.number ?? ''"))
-    return [html for index, html in enumerate(found) if str(index) not in reached]

@@ -65,7 +65,7 @@ export class Screening {
     const video = element("video", { label: `${name}: ${take.caption}` });
     video.muted = true;
     video.playsInline = true;
-    const live = element("button", { class: "tool", text: take.live ? "Go on from here" : "Make live", label: `Go on with ${name}` });
+    const live = element("button", { class: "tool", text: take.live ? "Go on here" : "Make live" }, element("span", { class: "hidden", text: `: ${name}` }));
     live.type = "button";
     live.addEventListener("click", () => {
       this.makeLive(take);

@@ -116,7 +116,7 @@ export class Library {
       form.replaceWith(acts);
       /** @type {HTMLElement} */ (acts.firstElementChild).focus();
     };
-    form.append(button("Keep it", "Leave it as it is", back));
+    form.append(button("Keep it", "Keep it as it is", back));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       act();

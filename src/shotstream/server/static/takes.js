@@ -71,18 +71,18 @@ function drawStep(take, name, acts) {
     element("p", { class: "which" }, element("b", { text: name }), element("span", { class: "pill", text: "" }), element("span", { class: "length", text: "" })),
     element("p", { class: "text", text: take.text || take.caption, title: take.caption }));
   const buttons = element("div", { class: "acts" },
-    act("Retake", `Retake ${name}`, "Make it again with other noise (R)", () => acts.retake(take)),
-    act("Branch", `Branch from ${name}`, "Another way from a place in it (B)", () => acts.branch(take)),
-    act("Make live", `Go on with ${name}`, "The story goes on from its end (M)", () => acts.makeLive(take)),
-    act(take.hidden ? "Show again" : "Hide", `${take.hidden ? "Show" : "Hide"} ${name}`, "With all that follow it (H)", () => acts.hide(take, !take.hidden)));
+    act("Retake", name, "Make it again with other noise (R)", () => acts.retake(take)),
+    act("Branch", name, "Another way from a place in it (B)", () => acts.branch(take)),
+    act("Make live", name, "The story goes on from its end (M)", () => acts.makeLive(take)),
+    act(take.hidden ? "Show again" : "Hide", name, "With all that follow it (H)", () => acts.hide(take, !take.hidden)));
   const row = element("div", { class: "take" }, tick, look, words, buttons);
   row.dataset.node = String(take.node);
   return element("li", {}, row);
 }
 
-/** @param {string} text @param {string} label @param {string} title @param {() => void} does */
-function act(text, label, title, does) {
-  const button = element("button", { class: "small", text, label, title });
+/** @param {string} text @param {string} name of the take, for who only hears the button @param {string} title @param {() => void} does */
+function act(text, name, title, does) {
+  const button = element("button", { class: "small", title }, element("span", { text }), element("span", { class: "hidden", text: `: ${name}` }));
   button.type = "button";
   button.addEventListener("click", does);
   return button;
@@ -100,7 +100,7 @@ function update(item, take, { head, preset, ticked }) {
   const tick = /** @type {HTMLInputElement} */ (row.querySelector("input"));
   tick.checked = ticked.includes(take.node);
   const [, , makeLive, hide] = /** @type {HTMLButtonElement[]} */ ([...row.querySelectorAll(".acts button")]);
-  setText(makeLive, take.live ? "Go on here" : "Make live");
+  setText(/** @type {Element} */ (makeLive.firstElementChild), take.live ? "Go on here" : "Make live");
   makeLive.disabled = isHead;
   hide.disabled = take.live;
 }

@@ -121,7 +121,7 @@ class Engine:
     """One loaded model. Streams share it; nothing in it changes while they run, apart from a cache of captions."""
 
     def __init__(
-        self, preset: Preset, model: DiT, codec: Codec, text: TextEncoder, *, caption_capacity: int = 64
+        self, preset: Preset, model: DiT, codec: Codec, text: TextEncoder, *, caption_capacity: int = 24
     ) -> None:
         self.preset, self.model, self.codec, self.text = preset, model, codec, text
         self._captions: OrderedDict[str, CaptionKV] = OrderedDict()

@@ -8,10 +8,11 @@ the codec was made for. One latent frame holds one pixel frame when it is the fi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -64,6 +65,45 @@ class Codec(Protocol):
         ...
 
 
+class ChunkedCodec(ABC, nn.Module):
+    """What any codec that works chunk by chunk can do with whole clips and separate pictures."""
+
+    @abstractmethod
+    def new_encoder_state(self, batch: int = 1) -> Any: ...
+
+    @abstractmethod
+    def new_decoder_state(self, batch: int = 1) -> Any: ...
+
+    @abstractmethod
+    def encode_chunk(self, pixels: Tensor, state: Any) -> Tensor:
+        """The next pixels of a stream to latents; `state` is updated in place. Raises ValueError."""
+
+    @abstractmethod
+    def decode_raw(self, latents: Tensor, state: Any) -> Tensor:
+        """As `decode_chunk`, before clamping and rounding: float32 [B, T, 3, H, W], [0, 1] up to overshoot.
+
+        What a loss wants.
+        """
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[B, 1 + 4k, 3, H, W] in [0, 1] to latents [B, 1 + k, C, h, w], float32. Raises ValueError."""
+        return self.encode_chunk(pixels, self.new_encoder_state(pixels.shape[0]))
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """uint8 [B, N, H, W, 3], each picture alone, to latents [B, N, C, h, w]. Raises ValueError."""
+        pixels_BTCHW = from_uint8(frames)
+        batch = pixels_BTCHW.shape[0]
+        return split_frames(self.encode(pixels_BTCHW.flatten(0, 1).unsqueeze(1)).squeeze(1), batch)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, F, C, h, w] to pixels [B, 4F - 3, 3, H, W] in [0, 1], float32. Raises ValueError."""
+        return self.decode_raw(latents, self.new_decoder_state(latents.shape[0])).clamp(0, 1)
+
+    def decode_chunk(self, latents: Tensor, state: Any) -> Tensor:
+        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError."""
+        return to_uint8(self.decode_raw(latents, state))
+
+
 def to_uint8(pixels_BTCHW: Tensor) -> Tensor:
     """Floats [B, T, 3, H, W] in [0, 1] to what a screen takes, uint8 [B, T, H, W, 3] (clamped, rounded)."""
     # Adding a half and cutting off is rounding, at a fraction of the price of round() on a CPU.
@@ -97,6 +137,12 @@ def check_latents(latents: Tensor, *, channels: int) -> None:
     """Raises ValueError unless latents are [B, F, channels, h, w] with F >= 1."""
     if latents.ndim != 5 or latents.shape[2] != channels or latents.shape[1] < 1:
         raise ValueError(f"latents must be [B, F >= 1, {channels}, h, w], got {list(latents.shape)}")
+
+
+def check_batch(x: Tensor, batch: int) -> None:
+    """Raises ValueError unless x is for the `batch` streams of a state."""
+    if x.shape[0] != batch:
+        raise ValueError(f"the stream's state is for a batch of {batch}, got {x.shape[0]}: make a new state")
 
 
 def split_frames(x: Tensor, batch: int) -> Tensor:

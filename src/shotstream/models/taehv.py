@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shotstream.models.codec import check_latents, check_pixels, from_uint8, split_frames, to_uint8
+from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, split_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def _run(layers: nn.Sequential, x_BTCHW: Tensor, state: TaehvState) -> Tensor:
     return split_frames(x_NCHW, state.batch)
 
 
-class Taehv(nn.Module):
+class Taehv(ChunkedCodec):
     """The published tiny codec; implements `models.codec.Codec`. Runs in the dtype of its own weights."""
 
     spatial_stride = 8
@@ -167,12 +167,6 @@ class Taehv(nn.Module):
         padded = torch.cat([pixels, pixels[:, -1:].expand(-1, 3, -1, -1, -1)], dim=1)
         return self.encode_chunk(padded, self.new_encoder_state(pixels.shape[0]))
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """uint8 [B, N, H, W, 3], each picture alone (four times over), to latents [B, N, C, h, w]."""
-        pixels_BTCHW = from_uint8(frames)
-        batch = pixels_BTCHW.shape[0]
-        return split_frames(self.encode(pixels_BTCHW.flatten(0, 1).unsqueeze(1)).squeeze(1), batch)
-
     def encode_chunk(self, pixels: Tensor, state: TaehvState) -> Tensor:
         """The next 4k frames of a stream to k latents; `state` is updated in place.
 
@@ -180,21 +174,14 @@ class Taehv(nn.Module):
         frame to fill the group. Raises ValueError for any other number of frames.
         """
         check_pixels(pixels, spatial_stride=8, temporal_stride=4, fresh=False)
-        _check_batch(pixels, state)
+        check_batch(pixels, state.batch)
         state.fresh = False
         return _run(self.encoder, pixels.to(self.dtype), state).float()
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, F, C, h, w] to pixels [B, 4F - 3, 3, H, W] in [0, 1], float32."""
-        return self._decode(latents, self.new_decoder_state(latents.shape[0]))
-
-    def decode_chunk(self, latents: Tensor, state: TaehvState) -> Tensor:
-        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place."""
-        return to_uint8(self._decode(latents, state))
-
-    def _decode(self, latents: Tensor, state: TaehvState) -> Tensor:
+    def decode_raw(self, latents: Tensor, state: TaehvState) -> Tensor:
+        """As `decode_chunk`, before rounding; this codec clamps by itself: float32 [B, T, 3, H, W] in [0, 1]."""
         check_latents(latents, channels=self.latent_channels)
-        _check_batch(latents, state)
+        check_batch(latents, state.batch)
         pixels_BTCHW = _run(self.decoder, latents.to(self.dtype), state).float().clamp(0, 1)
         first, state.fresh = (3 if state.fresh else 0), False
         return pixels_BTCHW[:, first:]
@@ -240,8 +227,3 @@ def _last_channels(weight: Tensor, shape: torch.Size, name: str) -> Tensor:
     if weight.shape[1:] != shape[1:] or weight.shape[0] < shape[0] or not name.endswith(".conv.weight"):
         raise ValueError(f"{name} is {list(weight.shape)}, expected {list(shape)}: another variant of TAEHV?")
     return weight[-shape[0] :]
-
-
-def _check_batch(x: Tensor, state: TaehvState) -> None:
-    if x.shape[0] != state.batch:
-        raise ValueError(f"the stream's state is for a batch of {state.batch}, got {x.shape[0]}: make a new state")

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shotstream.models.codec import check_latents, check_pixels, from_uint8, split_frames, to_uint8
+from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, split_frames
 
 FORMAT = "shotstream.tiny_codec.1"
 
@@ -235,7 +235,7 @@ def _run(level: nn.Module, x_NCHW: Tensor, state: TinyCodecState, name: str) -> 
     return x_NCHW
 
 
-class TinyCodec(nn.Module):
+class TinyCodec(ChunkedCodec):
     """The normalised tiny codec; implements `models.codec.Codec`. Runs in the dtype of its own weights."""
 
     latent_mean: Tensor
@@ -274,34 +274,16 @@ class TinyCodec(nn.Module):
     def new_decoder_state(self, batch: int = 1) -> TinyCodecState:
         return TinyCodecState(batch)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """[B, 1 + 4k, 3, H, W] in [0, 1] to normalised latents [B, 1 + k, C, h, w], float32. Raises ValueError."""
-        return self.encode_chunk(pixels, self.new_encoder_state(pixels.shape[0]))
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """uint8 [B, N, H, W, 3], each picture alone, to normalised latents [B, N, C, h, w]. Raises ValueError."""
-        pixels_BTCHW = from_uint8(frames)
-        batch = pixels_BTCHW.shape[0]
-        return split_frames(self.encode(pixels_BTCHW.flatten(0, 1).unsqueeze(1)).squeeze(1), batch)
-
     def encode_chunk(self, pixels: Tensor, state: TinyCodecState) -> Tensor:
         """The next pixels of a stream to normalised latents; `state` is updated in place. Raises ValueError."""
         check_pixels(pixels, spatial_stride=self.spatial_stride, temporal_stride=4, fresh=state.fresh)
-        _check_batch(pixels, state)
+        check_batch(pixels, state.batch)
         return self.normalise(self.encoder(pixels.to(self.dtype), state).float())
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, F, C, h, w] to pixels [B, 4F - 3, 3, H, W] in [0, 1]. Raises ValueError."""
-        return self.decode_raw(latents, self.new_decoder_state(latents.shape[0])).clamp(0, 1)
-
-    def decode_chunk(self, latents: Tensor, state: TinyCodecState) -> Tensor:
-        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError."""
-        return to_uint8(self.decode_raw(latents, state))
 
     def decode_raw(self, latents: Tensor, state: TinyCodecState) -> Tensor:
         """As `decode_chunk`, before clamping and rounding: float32 [B, T, 3, H, W]; what a loss wants."""
         check_latents(latents, channels=self.latent_channels)
-        _check_batch(latents, state)
+        check_batch(latents, state.batch)
         pixels: Tensor = self.decoder(self.denormalise(latents.float()).to(self.dtype), state)
         return pixels
 
@@ -336,8 +318,3 @@ class TinyCodec(nn.Module):
         if missing or unexpected:
             raise ValueError(f"{path}: does not fit its own config; missing {missing[:3]}, unexpected {unexpected[:3]}")
         return codec.to(dtype).eval()
-
-
-def _check_batch(x: Tensor, state: TinyCodecState) -> None:
-    if x.shape[0] != state.batch:
-        raise ValueError(f"the stream's state is for a batch of {state.batch}, got {x.shape[0]}: make a new state")

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shotstream.models.codec import check_latents, check_pixels, from_uint8, split_frames, to_uint8
+from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels
 
 Feature = Tensor | str | None
 """What one causal convolution keeps: nothing yet, its last frames, or a mark that its first frame was skipped."""
@@ -38,7 +38,7 @@ class WanCodecState:
         return WanCodecState(self.batch, copied, self.fresh)
 
 
-class WanCodec(nn.Module):
+class WanCodec(ChunkedCodec):
     """Wraps an `AutoencoderKLWan`; implements `models.codec.Codec`. Strides 8 in space, 4 in time."""
 
     temporal_stride = 4
@@ -69,20 +69,10 @@ class WanCodec(nn.Module):
     def new_decoder_state(self, batch: int = 1) -> WanCodecState:
         return WanCodecState(batch, [None] * _count_causal_convolutions(self.vae.decoder))
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """[B, 1 + 4k, 3, H, W] in [0, 1] to normalised latents [B, 1 + k, C, h, w], float32. Raises ValueError."""
-        return self.encode_chunk(pixels, self.new_encoder_state(pixels.shape[0]))
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """uint8 [B, N, H, W, 3], each picture alone, to normalised latents [B, N, C, h, w]. Raises ValueError."""
-        pixels_BTCHW = from_uint8(frames)
-        batch = pixels_BTCHW.shape[0]
-        return split_frames(self.encode(pixels_BTCHW.flatten(0, 1).unsqueeze(1)).squeeze(1), batch)
-
     def encode_chunk(self, pixels: Tensor, state: WanCodecState) -> Tensor:
         """The next pixels of a stream to normalised latents; `state` is updated in place. Raises ValueError."""
         check_pixels(pixels, spatial_stride=self.spatial_stride, temporal_stride=4, fresh=state.fresh)
-        _check_batch(pixels, state)
+        check_batch(pixels, state.batch)
         x_BCTHW = (pixels * 2 - 1).to(self.dtype).transpose(1, 2)
         sizes = [1] * state.fresh + [4] * ((x_BCTHW.shape[2] - state.fresh) // 4)
         parts = [self._step(self.vae.encoder, part, state) for part in torch.split(x_BCTHW, sizes, dim=2)]
@@ -93,18 +83,10 @@ class WanCodec(nn.Module):
         )
         return normalised
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, F, C, h, w] to pixels [B, 4F - 3, 3, H, W] in [0, 1], float32. Raises ValueError."""
-        return self.decode_raw(latents, self.new_decoder_state(latents.shape[0])).clamp(0, 1)
-
-    def decode_chunk(self, latents: Tensor, state: WanCodecState) -> Tensor:
-        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError."""
-        return to_uint8(self.decode_raw(latents, state))
-
     def decode_raw(self, latents: Tensor, state: WanCodecState) -> Tensor:
         """As `decode_chunk`, before clamping and rounding: float32 [B, T, 3, H, W], [0, 1] up to overshoot."""
         check_latents(latents, channels=self.latent_channels)
-        _check_batch(latents, state)
+        check_batch(latents, state.batch)
         raw_BFCHW = latents.float() * self.latent_sd.float().view(-1, 1, 1) + self.latent_mean.float().view(-1, 1, 1)
         z_BCFHW = self.vae.post_quant_conv(raw_BFCHW.to(self.dtype).transpose(1, 2))
         parts = [self._step(self.vae.decoder, part, state) for part in z_BCFHW.split(1, dim=2)]
@@ -203,8 +185,3 @@ def _autoencoder(**config: Any) -> Any:
 def _count_causal_convolutions(half: nn.Module) -> int:
     """Diffusers gives every causal 3-D convolution a place in its list of features, used or not."""
     return sum(type(module).__name__ == "WanCausalConv3d" for module in half.modules())
-
-
-def _check_batch(x: Tensor, state: WanCodecState) -> None:
-    if x.shape[0] != state.batch:
-        raise ValueError(f"the stream's state is for a batch of {state.batch}, got {x.shape[0]}: make a new state")

@@ -476,14 +476,22 @@ class StoryArchive:
 
     def path(self, node: int | None) -> tuple[PathShot, ...]:
         """The shots that lead to a take, itself, with all its frames, at the end; none for None."""
-        path: list[PathShot] = []
-        num_frames: int | None = None
-        while node is not None:
-            take = self.take(node)
-            length = take.num_frames if num_frames is None else num_frames
-            path.append(PathShot(take=take, num_frames=length))
-            node, num_frames = take.take.parent, take.take.parent_frames
-        return tuple(reversed(path))
+        if node is None:
+            return ()
+        rows = self._database.rows(
+            "WITH RECURSIVE way (node, shown, depth) AS (SELECT ?2, NULL, 0 UNION ALL"
+            " SELECT take.parent, take.parent_frames, depth + 1 FROM way JOIN take"
+            " ON take.story = ?1 AND take.node = way.node AND take.parent IS NOT NULL)"
+            " SELECT take.*, way.shown FROM way JOIN take ON take.story = ?1 AND take.node = way.node"
+            " ORDER BY depth DESC",
+            *(self._story, node),
+        )
+        if not rows:
+            raise ValueError(f"there is no take {node} in this story")
+        return tuple(
+            PathShot(take=read_take(row), num_frames=row["num_frames"] if row["shown"] is None else row["shown"])
+            for row in rows
+        )
 
     def chunks(self, node: int, num_chunks: int | None = None) -> tuple[StoredChunk, ...]:
         """The chunks of a take in order, or the first few."""
@@ -492,6 +500,17 @@ class StoryArchive:
             *(self._story, node, 2**31 if num_chunks is None else num_chunks),
         )
         return tuple(read_chunk(row) for row in rows)
+
+    def chunks_of(self, nodes: Sequence[int]) -> dict[int, tuple[StoredChunk, ...]]:
+        """The chunks of some takes, by take."""
+        rows = self._database.rows(
+            "SELECT * FROM chunk WHERE story = ? AND node IN (SELECT value FROM json_each(?)) ORDER BY node, chunk",
+            *(self._story, json.dumps(list(nodes))),
+        )
+        found: dict[int, list[StoredChunk]] = {node: [] for node in nodes}
+        for row in rows:
+            found[row["node"]].append(read_chunk(row))
+        return {node: tuple(chunks) for node, chunks in found.items()}
 
     def media(self, node: int, chunk: int) -> bytes:
         """What was sent of a chunk: one fMP4 fragment. Raises ValueError for a chunk that was not made."""
@@ -537,11 +556,11 @@ class StoryArchive:
 
     def context_names(self, nodes: Sequence[int]) -> dict[int, tuple[RememberedFrame, ...]]:
         """Which frames some takes remember, without their pictures."""
-        marks = ", ".join("?" * len(nodes))
         names: dict[int, tuple[RememberedFrame, ...]] = {}
         for row in self._database.rows(
-            f"SELECT * FROM remembered WHERE story = ? AND kind = 'context' AND node IN ({marks}) ORDER BY position",
-            *(self._story, *nodes),
+            "SELECT * FROM remembered WHERE story = ? AND kind = 'context'"
+            " AND node IN (SELECT value FROM json_each(?)) ORDER BY position",
+            *(self._story, json.dumps(list(nodes))),
         ):
             frame = RememberedFrame(shot=row["shot"], frame=row["frame"], reason=row["reason"], caption=row["caption"])
             names[row["node"]] = (*names.get(row["node"], ()), frame)
@@ -572,9 +591,10 @@ class StoryArchive:
 
     def command_texts(self, ids: Sequence[str]) -> dict[str, str]:
         """What people wrote in some steers, by id."""
-        marks = ", ".join("?" * len(ids))
         rows = self._database.rows(
-            f"SELECT id, text FROM command WHERE story = ? AND kind = 'steer' AND id IN ({marks})", self._story, *ids
+            "SELECT id, text FROM command WHERE story = ? AND kind = 'steer'"
+            " AND id IN (SELECT value FROM json_each(?))",
+            *(self._story, json.dumps(list(ids))),
         )
         return {row["id"]: row["text"] for row in rows}
 

@@ -5,9 +5,9 @@ Reads only. The way to a take is the chain of its parents; each says how many fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -138,12 +138,7 @@ class Lineage:
 
     def _chunks_for(self, node: int, num_frames: int) -> int:
         """How many chunks it takes to have so many frames of a take."""
-        count = 0
-        for chunk in self._archive.chunks(node):
-            if num_frames <= 0:
-                break
-            num_frames, count = num_frames - chunk.num_frames, count + 1
-        return count
+        return _count(self._archive.chunks(node), num_frames)
 
     def _clock(self, node: int | None, num_chunks: int) -> int:
         if node is None or not num_chunks:
@@ -154,11 +149,13 @@ class Lineage:
     def _cards(self, node: int | None, num_chunks: int) -> tuple[ShotCard, ...]:
         """Of the way to a take, of which so many chunks are part of it."""
         path = self._archive.path(node)[-MAX_CARDS:]
-        contexts = self._archive.context_names([shot.take.take.node for shot in path])
+        nodes = [shot.take.take.node for shot in path]
+        contexts, chunks = self._archive.context_names(nodes), self._archive.chunks_of(nodes)
+        texts = self._archive.command_texts([id for shot in nodes for chunk in chunks[shot] for id in chunk.applied])
         cards = []
         for shot in path:
             take = shot.take.take
-            made = num_chunks if take.node == node else self._chunks_for(take.node, shot.num_frames)
+            made = num_chunks if take.node == node else _count(chunks[take.node], shot.num_frames)
             cards.append(
                 ShotCard(
                     node=take.node,
@@ -170,24 +167,11 @@ class Lineage:
                     num_chunks=take.num_chunks,
                     made_chunks=made,
                     context=contexts.get(take.node, ()),
-                    steers=self._marks(take.node, made),
+                    steers=_marks(chunks[take.node][:made], texts),
                     thumbnail=take.thumbnail,
                 )
             )
         return tuple(cards)
-
-    def _marks(self, node: int, num_chunks: int) -> tuple[SteerMark, ...]:
-        chunks = self._archive.chunks(node, num_chunks)
-        planned = {plan.chunk: plan for plan in _plan(chunks)}
-        texts = self._archive.command_texts([id for chunk in chunks for id in chunk.applied])
-        marks = []
-        for chunk in chunks:
-            given = [(id, texts[id]) for id in chunk.applied if id in texts]
-            plan = planned.get(chunk.chunk)
-            if plan is not None and not given:  # a retake repeats what was said in another take
-                given = [("", text) for text in (plan.steers or (plan.caption,))]
-            marks += [SteerMark(id=id, chunk=chunk.chunk, first_frame=chunk.start, text=text) for id, text in given]
-        return tuple(marks)
 
     # --------------------------------------------------------------------------------------------------- for a stream
 
@@ -243,6 +227,25 @@ class Lineage:
     def _kept_chunk(self, chunk: StoredChunk) -> KeptChunk:
         latent = torch.from_numpy(self._archive.latent(chunk.node, chunk.chunk).copy())[None]
         return KeptChunk(latent=latent, caption=chunk.caption)
+
+
+def _count(chunks: Sequence[StoredChunk], num_frames: int) -> int:
+    """How many of these it takes to have so many frames."""
+    ends = accumulate(chunk.num_frames for chunk in chunks)
+    return min(len(chunks), sum(end < num_frames for end in ends) + 1) if num_frames > 0 else 0
+
+
+def _marks(chunks: Sequence[StoredChunk], texts: Mapping[str, str]) -> tuple[SteerMark, ...]:
+    """Of the steers in a take. texts: what people wrote, by the id of the command."""
+    planned = {plan.chunk: plan for plan in _plan(chunks)}
+    marks = []
+    for chunk in chunks:
+        given = [(id, texts[id]) for id in chunk.applied if id in texts]
+        plan = planned.get(chunk.chunk)
+        if plan is not None and not given:  # a retake repeats what was said in another take
+            given = [("", text) for text in (plan.steers or (plan.caption,))]
+        marks += [SteerMark(id=id, chunk=chunk.chunk, first_frame=chunk.start, text=text) for id, text in given]
+    return tuple(marks)
 
 
 def _plan(chunks: Sequence[StoredChunk]) -> tuple[Planned, ...]:

@@ -82,8 +82,8 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
         for number, point in enumerate(points, start=1):
             live(stage, Path(folder), witness, point, dice)
             print(f"{number}/{kills} {point or 'any moment'}: {len(witness.shas)} chunks told", file=sys.stderr)
-        found = stage.inspect(Path(folder))
-        wrong = witness.compare(found)
+        fetched, found = stage.last_life(Path(folder)), stage.inspect(Path(folder))
+        wrong = witness.compare(found, fetched)
     outcomes = Counter(outcome for _, outcome in found["commands"])
     return {
         "seed": seed,

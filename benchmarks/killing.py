@@ -2,7 +2,8 @@
 
 Run as a program it is the stage: a process that has the weights loaded and forks a server whenever it is asked to, so
 that a restart takes no time. Who asks (`Stage`, in another process) kills it: at a named point, where the server stands
-still until it is dead, or at any moment. Afterwards `inspect` films every story anew.
+still until it is dead, or at any moment. Afterwards `last_life` fetches everything over REST, and `inspect` exports the
+story, films the file anew, and compares latents, frames and media.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -25,10 +27,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_S = 300.0
+STORY = "main"
+SHOWN = "shown.txt"
+"""In the folder of the stories: what was encoded, and to what."""
 
 POINTS = ("denoise", "mid-write", "before-commit", "after-commit", "before-announce", "cut", "retake")
 """Where a server can be made to stand still: inside a chunk, while bytes are written, around the commit of a
 transaction, when it is kept but nobody was told, when a shot is about to be opened, when a retake is."""
+COMMITS = ("before-commit", "after-commit", "before-announce")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -49,12 +55,15 @@ class Stage:
             text=True,
         )
         self.load = self._read()["load"]
+        self._life: Life | None = None
 
     def __enter__(self) -> Stage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert self._process.stdin is not None
+        if self._life is not None and self._life.is_alive:  # something went wrong
+            self._life.kill()
         self._process.stdin.close()
         self._process.wait(30)
 
@@ -64,11 +73,19 @@ class Stage:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         pid = self._ask(do="serve", folder=str(folder), port=port, point=point, count=count)["pid"]
-        return Life(pid, port, self._read)
+        self._life = Life(pid, port, self._read)
+        return self._life
 
     def inspect(self, folder: Path) -> dict[str, Any]:
-        """What is in a folder, and what is different from the same story filmed anew; no server may run."""
+        """What is in a folder, and what is different from the exported story filmed anew; no server may run."""
         return self._ask(do="inspect", folder=str(folder))
+
+    def last_life(self, folder: Path) -> dict[str, str]:
+        """The hashes of all media of the story, fetched over REST from a server that is then killed, too."""
+        life = self.serve(folder)
+        fetched = fetch_hashes(life.port)
+        life.kill()
+        return fetched
 
     def _ask(self, **order: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -90,6 +107,7 @@ class Life:
 
     def __init__(self, pid: int, port: int, read: Callable[[], dict[str, Any]]) -> None:
         self._pid, self.port, self._read = pid, port, read
+        self.is_alive = True
 
     def wait_for_point(self) -> str:
         """Returns where it stands still."""
@@ -98,8 +116,43 @@ class Life:
 
     def kill(self) -> None:
         os.kill(self._pid, signal.SIGKILL)
+        self.is_alive = False
         while "dead" not in self._read():
             pass
+
+
+def fetch_hashes(port: int) -> dict[str, str]:
+    """SHA-256 of every chunk as REST gives it, by "take/chunk". Raises AssertionError where REST contradicts itself."""
+    takes = f"http://127.0.0.1:{port}/api/stories/{STORY}/takes"
+    _fetch_when_up(takes)
+    found = {}
+    for take in json.loads(_fetch(takes)):
+        chunks = f"{takes}/{take['node']}/chunks"
+        for card in json.loads(_fetch(f"{chunks}?sha256=1")):
+            sha = hashlib.sha256(_fetch(f"{chunks}/{card['chunk']}")).hexdigest()
+            assert sha == card["sha256"], f"take {take['node']} chunk {card['chunk']} is not what its hash says"
+            found[f"{take['node']}/{card['chunk']}"] = sha
+    return found
+
+
+def _fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return bytes(answer.read())
+
+
+def _fetch_when_up(url: str) -> None:
+    end = time.monotonic() + READY_S
+    while True:
+        try:
+            _fetch(url)
+            return
+        except ConnectionError:
+            pass
+        except OSError as error:
+            if not isinstance(getattr(error, "reason", None), ConnectionError):
+                raise
+        assert time.monotonic() < end, "the server does not answer"
+        time.sleep(0.02)
 
 
 @dataclass
@@ -192,15 +245,17 @@ class Witness:
         except (EOFError, OSError):
             return
 
-    def compare(self, found: dict[str, Any]) -> list[str]:
-        """Where what it was told is not what is there."""
+    def compare(self, found: dict[str, Any], fetched: dict[str, str]) -> list[str]:
+        """Where what it was told is not what is there, or what REST gives."""
         wrong = [*self.contradictions, *found["differences"]]
+        if fetched != found["media"]:
+            wrong.append("over REST there are other chunks than in the folder")
         for sequence, sha in self.shas.items():
             place = self.places.get(sequence)
-            if place is not None and found["media"].get(f"{place[0]}/{place[1]}") != sha:
+            if place is not None and fetched.get(f"{place[0]}/{place[1]}") != sha:
                 wrong.append(f"chunk {place} is not what was sent")
         for sequence, place in self.places.items():
-            if f"{place[0]}/{place[1]}" not in found["media"]:
+            if f"{place[0]}/{place[1]}" not in fetched:
                 wrong.append(f"chunk {place}, sequence {sequence}, was announced and is gone")
         outcomes = dict(found["commands"])
         wrong += [f"command {id} was accepted and is gone" for id in self.accepted - outcomes.keys()]
@@ -218,6 +273,10 @@ class Witness:
 
 
 def _stage() -> None:
+    import uvicorn.protocols.http.auto
+    import uvicorn.protocols.websockets.auto  # noqa: F401 - everything that a server imports, once for all of them
+
+    import shotstream.server.app  # noqa: F401
     from shotstream.engine.loading import load
     from shotstream.engine.worker import warm_up
     from shotstream.server.media import ChunkEncoder
@@ -225,7 +284,7 @@ def _stage() -> None:
     load_before = os.getloadavg()[0]
     engine = load("storyworld", device="cpu")
     encoder = ChunkEncoder(engine.preset.width, engine.preset.height)
-    pace = warm_up(engine, encoder.encode, num_chunks=3)
+    pace = warm_up(engine, encoder.encode, num_chunks=2)
     _say(load=load_before)
     for line in sys.stdin:
         order = json.loads(line)
@@ -262,89 +321,106 @@ def _serve(engine: Any, pace: Any, order: dict[str, Any], writing: int) -> None:
     import uvicorn
 
     from shotstream.server import app as server
+    from shotstream.server.security import SecurityConfig
     from shotstream.server.store import StoreConfig
 
-    left = [order["count"]]
+    left, begun = [order["count"]], set[str]()
 
     def reached(point: str) -> None:
-        if point != order["point"]:
-            return
+        begun.add(point)
+        if point != order["point"] or (point in COMMITS and "denoise" not in begun):
+            return  # commits before the first chunk was begun are of commands alone
         left[0] -= 1
         if left[0] == 0:
             os.write(writing, b"!")
             time.sleep(3600)  # the process is killed here
 
+    folder = Path(order["folder"])
     server.warm_up = lambda *_: pace  # type: ignore[assignment]
-    config = server.ServeConfig(preset=engine.preset, data=StoreConfig(folder=Path(order["folder"])), slots=1)
+    server.ChunkEncoder = _noting(server.ChunkEncoder, folder / SHOWN)  # type: ignore[misc]
+    security = SecurityConfig(requests_per_s=10_000, commands_per_s=10_000)
+    config = server.ServeConfig(preset=engine.preset, data=StoreConfig(folder=folder), slots=1, security=security)
     app = server.create_app(config, lambda: engine, reached=reached)
     uvicorn.run(app, host="127.0.0.1", port=order["port"], log_level="error", ws_per_message_deflate=False)
+
+
+def _noting(encoder: type[Any], path: Path) -> type[Any]:
+    """An encoder that writes down what it encodes, before anybody can have it."""
+
+    class Noting(encoder):  # type: ignore[misc]
+        def encode(self, frames: Any) -> bytes:
+            media: bytes = super().encode(frames)
+            with path.open("a", encoding="ascii") as file:
+                file.write(f"{hashlib.sha256(media).hexdigest()} {_frames_hash(frames)}\n")
+            return media
+
+    return Noting
 
 
 def _inspect(engine: Any, folder: Path) -> dict[str, Any]:
     from shotstream.server.store import Store, StoreConfig
 
     store = Store(StoreConfig(folder=folder), engine.preset)
-    archive = store.story("main")
+    archive = store.story(STORY)
     archive.load()
     takes = archive.takes()
-    media = {
-        f"{take.take.node}/{chunk.chunk}": hashlib.sha256(archive.media(chunk.node, chunk.chunk)).hexdigest()
-        for take in takes
-        for chunk in archive.chunks(take.take.node)
-    }
-    lengths = {take.take.node: take.num_frames for take in takes}
-    covered = {
-        take.take.parent
-        for take in takes
-        if take.take.parent is not None and (take.take.parent_frames or 0) >= lengths[take.take.parent]
-    }
-    differences: list[str] = []
-    refilmed = 0
-    for take in takes:
-        if take.take.node not in covered:  # the way to what follows it holds all of it
-            for difference in _refilm(engine, archive, take.take.node):
-                differences += [difference] if difference else []
-                refilmed += 1
+    differences = list(_generated_anew(engine, archive, _shown(folder)))
     found = {
-        "media": media,
+        "media": {
+            f"{chunk.node}/{chunk.chunk}": hashlib.sha256(archive.media(chunk.node, chunk.chunk)).hexdigest()
+            for take in takes
+            for chunk in archive.chunks(take.take.node)
+        },
         "commands": [(command.id, command.outcome) for command in archive.commands()],
         "takes": len(takes),
-        "refilmed": refilmed,
-        "differences": differences,
+        "refilmed": len(differences),
+        "differences": [difference for difference in differences if difference],
     }
     store.close()
     return found
 
 
-def _refilm(engine: Any, archive: Any, node: int) -> Iterator[str]:
-    """Film the way to a take anew, offline; yields for every chunk how it differs, or nothing."""
+def _generated_anew(engine: Any, archive: Any, shown: dict[str, str]) -> Iterator[str]:
+    """Export a story with every take as far as it was made, and film that file offline, as `shotstream generate` does.
+
+    Args: shown has the hash of the frames that were encoded, by the hash of what they were encoded to.
+    Yields for every chunk how it differs, or nothing.
+    """
     import numpy as np
 
+    from shotstream.engine.retelling import retell
+    from shotstream.server.export import Clip, story
     from shotstream.server.media import ChunkEncoder
-    from shotstream.story import Steer
+    from shotstream.story import parse_story, story_yaml
 
-    path = archive.path(node)
+    takes = {take.take.node: take for take in archive.takes()}
+    clips = [Clip(take=take, num_frames=take.num_frames, chunks=archive.chunks(node)) for node, take in takes.items()]
+    stored = iter([chunk for clip in clips for chunk in clip.chunks])
     encoder = ChunkEncoder(engine.preset.width, engine.preset.height)
-    stream = engine.stream(seed=path[0].take.seed, global_caption=path[0].take.global_caption)
-    aired = None
-    for shot in path:
-        chunks, frames = archive.chunks(shot.take.take.node), 0
-        steers = [Steer(chunk=0, caption=caption) for caption in chunks[0].steers]
-        number = shot.take.take.take
-        stream.cut(chunks[0].shot_caption, num_chunks=10_000, steers=steers, take=number, aired_frames=aired)
-        aired, before = shot.num_frames, chunks[0]
-        for stored in chunks:
-            if frames >= shot.num_frames:
-                break
-            if (stored.shot_caption, stored.steers) != (before.shot_caption, before.steers):
-                stream.rewrite(stored.shot_caption, stored.steers)
-            chunk, before = next(stream), stored
-            frames += stored.num_frames
-            same = np.array_equal(archive.latent(stored.node, stored.chunk), chunk.latent[0].numpy())
-            same = same and chunk.caption == stored.caption
-            same = same and encoder.encode(chunk.frames) == archive.media(stored.node, stored.chunk)
-            yield "" if same else f"take {stored.node} chunk {stored.chunk} is another when it is filmed anew"
+    exported = parse_story(story_yaml(story(archive, clips)))
+    for made in retell(engine, exported):
+        chunk = next(stored)
+        media = archive.media(chunk.node, chunk.chunk)
+        same = np.array_equal(archive.latent(chunk.node, chunk.chunk), made.latent[0].numpy())
+        same = same and made.caption == chunk.caption
+        same = same and shown.get(hashlib.sha256(media).hexdigest()) == _frames_hash(made.frames)
+        same = same and encoder.encode(made.frames) == media
+        yield "" if same else f"take {chunk.node} chunk {chunk.chunk} is another when it is filmed anew"
+    for chunk in stored:
+        yield f"take {chunk.node} chunk {chunk.chunk} is missing when it is filmed anew"
+
+
+def _frames_hash(frames: Any) -> str:
+    return hashlib.sha256(frames.tobytes()).hexdigest()
+
+
+def _shown(folder: Path) -> dict[str, str]:
+    """The hash of the frames of every chunk that was encoded, in all lives, by the hash of its media."""
+    lines = (folder / SHOWN).read_text(encoding="ascii").split("\n")
+    return {media: frames for media, _, frames in (line.partition(" ") for line in lines if len(line) == 129)}
 
 
 if __name__ == "__main__":
     _stage()
+    sys.stdout.flush()
+    os._exit(0)  # taking the model apart takes seconds

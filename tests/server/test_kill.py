@@ -39,7 +39,7 @@ def _receive_chunks(witness: Witness, count: int) -> None:
 def test_a_story_killed_at_every_named_point_has_all_that_it_told(stage: Stage, tmp_path: Path) -> None:
     witness = Witness()
     for point in ("", *POINTS):
-        life = stage.serve(tmp_path, point, 1 if point in ("", "cut", "retake") else 3)
+        life = stage.serve(tmp_path, point, 3 if point in ("denoise", "mid-write") else 1)
         _go_on(witness, life)
         if point in ("", "cut", "retake"):
             _receive_chunks(witness, 1)
@@ -56,8 +56,8 @@ def test_a_story_killed_at_every_named_point_has_all_that_it_told(stage: Stage, 
             assert life.wait_for_point() == point
         life.kill()
         witness.drain()
-    found = stage.inspect(tmp_path)
-    assert witness.compare(found) == []
+    fetched, found = stage.last_life(tmp_path), stage.inspect(tmp_path)
+    assert witness.compare(found, fetched) == []
     assert len(witness.shas) >= 4
     assert found["refilmed"] >= 6, "latents, captions and media were made anew and compared"
     assert "superseded" in witness.endings.values() or "failed" in witness.endings.values()
@@ -82,6 +82,6 @@ def test_a_story_killed_at_any_moment_goes_on_with_the_frames_it_would_have_had(
         time.sleep(dice.uniform(0.0, 0.8))
         life.kill()
         witness.drain()
-    found = stage.inspect(tmp_path)
-    assert witness.compare(found) == []
+    fetched, found = stage.last_life(tmp_path), stage.inspect(tmp_path)
+    assert witness.compare(found, fetched) == []
     assert found["refilmed"] > 0

@@ -1,6 +1,6 @@
 """What a director has in hand: instructions on their way, the running shot, the work that is being done, what to say.
 
-Plain state, changed only by `director.py`.
+Plain state, changed only by the director and the parts that it is made of.
 """
 
 from __future__ import annotations

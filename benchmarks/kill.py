@@ -1,17 +1,14 @@
 """Kill the live server 50 times and compare everything that it told with what is there and with the story filmed anew.
 
-`python benchmarks/kill.py --output docs/results/kill.json`, with the shipped weights; minutes on two cores. More
-than half of the kills fall inside a chunk, every named point is hit, the rest come at any moment.
+`python -m benchmarks.kill --record`, with the shipped weights; minutes on two cores. More than half of the kills fall
+inside a chunk, every named point is hit, the rest come at any moment.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,12 +16,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.killing import POINTS, Stage, Witness
+from benchmarks.live_report import REHEARSALS, RESULTS, conditions, warn_if_busy
 
-from benchmarks.killing import POINTS, Stage, Witness  # noqa: E402
-
-from shotstream.server import protocol as p  # noqa: E402
+from shotstream.server import protocol as p
 
 PER_POINT = 3
 SHOTS = ("A fox walks along the beach", "Transition to a wide shot of the city", "Cut to a close-up of the fox")
@@ -53,7 +48,7 @@ def live(stage: Stage, folder: Path, witness: Witness, point: str, dice: random.
         witness.give(p.Resume)
     _direct(witness, NEEDS.get(point) or dice.choice(["steer", "cut", "retake", "undo", "pending", "nothing"]), dice)
     if point:
-        life.wait_for_point()
+        assert life.wait_for_point() == point
     else:
         time.sleep(dice.uniform(0.0, 3.0))
     life.kill()
@@ -98,27 +93,23 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
         "commands_by_outcome": {str(outcome): count for outcome, count in outcomes.items()},
         "wrong": wrong,
         "seconds": round(time.monotonic() - begun, 1),
-        "load_average": stage.load,
-        **_environment(),
+        **conditions("storyworld", stage.load),
     }
-
-
-def _environment() -> dict[str, Any]:
-    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {"commit": run.stdout.strip(), "python": platform.python_version(), "cores": os.cpu_count()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=None, help="default: another one every time; it is printed")
-    parser.add_argument("--output", type=Path, help="where to write the result")
+    parser.add_argument("--record", action="store_true", help="write to docs/results instead of out/live")
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
+    warn_if_busy()
     print(f"seed {seed}", file=sys.stderr)
     result = measure(options.kills, seed)
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    folder = RESULTS if options.record else REHEARSALS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kill.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
     sys.exit(1 if result["wrong"] else 0)
 

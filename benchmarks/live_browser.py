@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -39,6 +39,11 @@ READY_S = 240
 PATIENCE_MS = 20_000
 """For anything that is awaited on a busy machine; how long it took is judged where it matters."""
 
+SINCE = """([what, count, born]) => {
+    const list = window.recorded[what];
+    const again = born !== performance.timeOrigin || list.length < count;
+    return { again, born: performance.timeOrigin, fresh: again ? list : list.slice(count) };
+}"""
 DRAIN = """() => Object.fromEntries(
     Object.entries(window.recorded).map(([name, list]) => [name, list.splice(0, list.length)]))"""
 
@@ -49,12 +54,21 @@ Record = dict[str, Any]
 # Server and browser
 
 
+class Process(Protocol):
+    """What is needed of a `subprocess.Popen`."""
+
+    pid: int
+    returncode: int | Any
+
+    def poll(self) -> int | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A running `shotstream serve`."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: Process
 
     @property
     def socket_url(self) -> str:
@@ -89,7 +103,7 @@ def serve(
         stack.callback(process.wait, 30)
         stack.callback(process.terminate)
         server = Server(f"http://127.0.0.1:{port}", process)
-        _wait_until_ready(server)
+        wait_until_ready(server)
         yield server
 
 
@@ -99,7 +113,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(server: Server) -> None:
+def wait_until_ready(server: Server) -> None:
+    """Raises RuntimeError if it ends by itself or does not get ready."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
@@ -169,20 +184,42 @@ class Watcher:
         self, browser: Browser, server: Server, story: str = "main", *, reads_barcodes: bool = True, **options: Any
     ) -> None:
         """Args: options go to `Browser.new_context`, for example viewport and color_scheme."""
-        self.context: BrowserContext = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        self._server, self._options = server, {"viewport": {"width": 1280, "height": 800}, **options}
+        self.context: BrowserContext = browser.new_context(**self._options)
         self.context.set_default_timeout(PATIENCE_MS)
         self.page: Page = self.context.new_page()
         self.problems: list[str] = []
+        self._log: dict[str, tuple[float, list[Record]]] = {}
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.add_init_script(recorder(reads_barcodes=reads_barcodes))
-        self.page.goto(f"{server.url}/#story={story}")
+        self.visit(story)
+
+    def visit(self, story: str) -> None:
+        """Open a story's page."""
+        self.page.goto(f"{self._server.url}/#story={story}")
+
+    def leave(self) -> None:
+        """End the story, so that its engine time is free, and go away; `visit` opens another one.
+
+        Errors on the page raise AssertionError.
+        """
+        with suppress(AssertionError):
+            self.send("stop")
+        self.page.goto("about:blank")
+        self.page.set_viewport_size(self._options["viewport"])
+        self.page.emulate_media(color_scheme=self._options.get("color_scheme", "light"))
+        self._tell_problems()
 
     def close(self) -> None:
         """End the story, so that its engine time is free, and the page. Errors on the page raise AssertionError."""
         with suppress(AssertionError):
             self.send("stop")
         self.context.close()
-        assert not self.problems, self.problems
+        self._tell_problems()
+
+    def _tell_problems(self) -> None:
+        problems, self.problems[:] = list(self.problems), []
+        assert not problems, problems
 
     # ------------------------------------------------------------------------------------------------------------ acts
 
@@ -206,13 +243,16 @@ class Watcher:
     # ------------------------------------------------------------------------------------------------------------ sees
 
     def recorded(self, what: str) -> list[Record]:
-        """keys, events, sent, appended, pictures or receipts, oldest first."""
-        found: list[Record] = self.page.evaluate("(what) => window.recorded[what]", what)
-        return found
+        """keys, events, sent, appended, pictures or receipts, oldest first. Only what is new is fetched."""
+        born, known = self._log.get(what, (0.0, []))
+        news = self.page.evaluate(SINCE, [what, len(known), born])
+        self._log[what] = (news["born"], news["fresh"] if news["again"] else known + news["fresh"])
+        return self._log[what][1]
 
     def drain(self) -> dict[str, list[Record]]:
         """Everything recorded since the last time, and an empty log: nothing falls between the two."""
         found: dict[str, list[Record]] = self.page.evaluate(DRAIN)
+        self._log.clear()
         return found
 
     def events(self, kind: str) -> list[Record]:

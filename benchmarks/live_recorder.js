@@ -50,6 +50,7 @@
 
   addEventListener("DOMContentLoaded", () => {
     const video = document.getElementById("video");
+    if (video === null) return; // not the page
     const next = (_now, { presentationTime, expectedDisplayTime, mediaTime, presentedFrames }) => {
       const code = window.readsBarcodes ? barcodeOf(video) : null;
       log.pictures.push({ when: presentationTime, shown: expectedDisplayTime, mediaTime, presentedFrames, code });

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +160,8 @@ def test_an_undo_takes_back_the_newest_steer_then_the_cut_and_nothing_that_is_ty
     receipt(person, "Undo", CITY)
     back = person.until(lambda: (seen := person.pictures()[-1]) and seen["shot"] == 0 and seen)
     assert back["caption"] == caption_hash(FOX)
-    assert person.events("tree")[-1]["takes"][0]["origin"] in (None, first["node"])
+    tree = person.events("tree")[-1]
+    assert first["node"] in [tree["head"], *(take["origin"] for take in tree["takes"])]
     assert person.page.locator("#cards li").count() == 1
     show_takes(person)
     assert row(person, "Shot 2, take 1").get_attribute("class") == "take", "what was undone stays, and is not live"
@@ -261,7 +261,6 @@ def test_stories_are_listed_named_copied_opened_and_deleted(person: Watcher) -> 
     page = person.page
     begin(person)
     name = story_of(person)
-    page.locator("#stories li", has_text="open here")
     own = library(person).locator(f"[data-name='{name}']")
     own.wait_for()
     assert "1 take" in own.inner_text()
@@ -313,16 +312,12 @@ def test_a_story_file_plays_live_until_a_director_takes_over(person: Watcher, tm
     wanted = ["a fox sits on a hill", "a fox sits on a hill. he waves", "a bear dances on a stage"]
     hashes = [caption_hash(f"in the snow. {text}") for text in wanted]
     assert [one for index, one in enumerate(captions) if not index or captions[index - 1] != one] == hashes
-    assert sum(one["shot"] == 0 for one in map(order, person.events("chunk"))) == 2
+    assert sum(chunk["shot"] == 0 for chunk in person.events("chunk")) == 2
     person.direct("now it is snowing")
     person.receipt("now it is snowing")
     page.locator("#performance").wait_for(state="hidden")
     assert person.events("performance")[-1]["performance"]["state"] == "interrupted"
     assert person.page.locator("#badge-text").inner_text() == "Live"
-
-
-def order(event: Record) -> Record:
-    return event
 
 
 def play(person: Watcher, folder: Path, text: str) -> None:
@@ -337,13 +332,14 @@ def play(person: Watcher, folder: Path, text: str) -> None:
 @pytest.fixture
 def busy(enter: Enter) -> Watcher:
     """A story with a take that was made again."""
-    person = enter(color_scheme="dark", reduced_motion="reduce")
+    person = enter(viewport={"width": 1280, "height": 800}, reads_barcodes=False, reduced_motion="reduce")
     person.badge("Ready")
     begin(person, "A fox in a blue coat walks on the beach at sunset")
     begin(person, "Transition to a wide shot of the city at night", "Shift+Enter")
     leave_prompt(person)
     person.page.keyboard.press("r")
     receipt(person, "Retake")
+    person.send("pause")
     return person
 
 
@@ -367,12 +363,10 @@ def test_the_panels_fit_can_be_read_and_are_used_by_keys_alone(
             leave_prompt(person)
             page.keyboard.press(key)
             page.locator(ready).first.wait_for()
-            page.wait_for_timeout(300)
         take_screenshot(person, f"{name}-desktop", "dark")
         page.set_viewport_size({"width": 390, "height": 844})
         take_screenshot(person, f"{name}-phone", "light", full_page=not key)
         assert sideways(person) <= 0
-        assert serious_findings(person) == [], name
+        assert serious_findings(person, "dialog[open]" if key else "main") == [], name
         page.set_viewport_size({"width": 1280, "height": 800})
-        with suppress(AssertionError):
-            page.keyboard.press("Escape") if key else None
+        page.keyboard.press("Escape")

@@ -23,6 +23,7 @@ from shotstream.training.causal_init import (
     PairStore,
     RealCausalStage,
     block_causal_output,
+    guidance_shift,
     make_pairs,
     remembered_context,
     teacher_states,
@@ -216,6 +217,32 @@ def test_with_noisy_history_clean_chunks_are_not_counted(library: LatentLibrary)
     first = next(iter(stage.losses(batch, 1))).value
     batch.data.target[batch.sigma == 0] += 1
     assert next(iter(stage.losses(batch, 1))).value == first
+
+
+def test_guidance_in_the_answer_is_that_of_two_answers():
+    """Training to the shifted target ends where blank + guidance (truth - blank) is answered."""
+    truth, blank, guidance = torch.tensor([0.3, -1.0]), torch.tensor([0.1, 2.0]), 2.5
+    asked = torch.zeros(2)
+    for _ in range(60):
+        asked = truth + guidance_shift(asked, blank, guidance)
+    torch.testing.assert_close(asked, blank + guidance * (truth - blank))
+
+
+def test_guidance_of_one_changes_nothing_and_more_does(library: LatentLibrary):
+    sampler = Sampler(library, replace(SHOTS, captions_only=False))
+    losses = {}
+    for guidance in (1.0, 2.0):
+        config = CausalConfig(timesteps=TIMESTEPS, chunk_frames=2, guidance=guidance)
+        stage = RealCausalStage(lively(0), config, sampler=sampler)
+        batch = stage.batch(0, range(3))
+        losses[guidance] = next(iter(stage.losses(batch, 0)))
+        output = stage.output(batch)
+        if guidance == 1:
+            clean, noise = stage._wanted(batch, output)
+            assert clean is batch.data.target
+            assert noise is batch.noise
+    assert losses[1.0].logs["velocity_loss"] == losses[2.0].logs["velocity_loss"]
+    assert losses[1.0].value != losses[2.0].value
 
 
 def test_the_teacher_judges_with_what_noise_it_was_given(library: LatentLibrary):

@@ -89,6 +89,13 @@ def config(part: Part, *, data: str, out: str) -> CausalRecipe:
     return CausalRecipe(part=part, data=data, causal=causal, trainer=trainer)
 
 
+def with_guidance(recipe: CausalRecipe, guidance: float) -> CausalRecipe:
+    """Real shots with guidance in the student's own answer, which needs samples without text beside the others."""
+    drop_text = 0.1 if guidance > 1 else 0.0
+    causal = replace(recipe.causal, guidance=guidance)
+    return replace(recipe, causal=causal, sampler=replace(recipe.sampler, drop_text=drop_text))
+
+
 def pairs_config(*, data: str, out: str, init: str, guidance_scale: float, num_steps: int = 24) -> PairsRecipe:
     """The storyworld recipe of trajectories; the kept steps are those at the student's noise levels."""
     sigmas = tuple(STORYWORLD.schedule.sampling_sigmas(num_steps).tolist())
@@ -144,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
     watching.add_flags(flags)
     flags.add_argument("part", choices=("real", "pairs", "ode"))
-    flags.add_argument("--guidance", type=float, default=STORYWORLD.guidance_scale, help="of the teacher; 1 is none")
+    flags.add_argument("--guidance", type=float, help="pairs: of the teacher; real: what the student imitates; 1: none")
     flags.add_argument("--count", type=int, default=600, help="trajectories")
     given = flags.parse_args(arguments)
     start(given)
@@ -153,11 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = config(given.part, data=given.data, out=given.out)
             recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
             recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))
+            if given.part == "real" and given.guidance is not None:
+                recipe = with_guidance(recipe, given.guidance)
             run(recipe, world)
             return 0
         if given.init is None:
             flags.error("pairs need the teacher: pass --init")
-        pairs = pairs_config(data=given.data, out=given.out, init=given.init, guidance_scale=given.guidance)
+        guidance = STORYWORLD.guidance_scale if given.guidance is None else given.guidance
+        pairs = pairs_config(data=given.data, out=given.out, init=given.init, guidance_scale=guidance)
         pairs = replace(pairs, count=given.count, device=given.device or "auto", seed=given.seed or 0)
         pairs = replace(pairs, precision=given.precision or "bfloat16", compiled=given.compile)
         run_pairs(pairs, world, minutes=given.minutes)

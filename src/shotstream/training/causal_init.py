@@ -46,8 +46,16 @@ class CausalConfig:
     """The student's steps, 0..1000, descending."""
     chunk_frames: int = 3
     history: History = "clean"
+    guidance: float = 1.0
+    """Real shots: the scale of classifier-free guidance that the student learns to answer with in one pass; 1: none.
+
+    Model guidance, Tang et al. 2025 (arXiv:2502.12154), with the student itself in place of its average. Samples
+    without text must be among the data.
+    """
 
     def __post_init__(self) -> None:
+        if self.guidance < 1:
+            raise ValueError(f"guidance must be at least 1, got {self.guidance}")
         if list(self.timesteps) != sorted(self.timesteps, reverse=True) or not self.timesteps:
             raise ValueError(f"timesteps must be a descending list, got {self.timesteps}")
 
@@ -149,9 +157,9 @@ class CausalStage:
     def pictures(self, step: int) -> dict[str, np.ndarray]:
         return {}
 
-    def output(self, batch: CausalBatch) -> Tensor:
-        """Raw answer for the noisy frames."""
-        captions = self.model.encode_captions(batch.data.text)
+    def output(self, batch: CausalBatch, *, blank: bool = False) -> Tensor:
+        """Raw answer for the noisy frames; `blank`: as if nothing had been asked for."""
+        captions = self.model.encode_captions(torch.zeros_like(batch.data.text) if blank else batch.data.text)
         return block_causal_output(self.model, batch.data, batch.noisy, batch.sigma, captions, self.config)
 
     def levels(self, step: int, samples: Sequence[int], frames: int) -> Tensor:
@@ -179,10 +187,28 @@ class RealCausalStage(CausalStage):
         data, _, noise, sigma = batch
         output, prediction = self.output(batch), self.model.config.prediction
         made = (sigma > 0).float()[:, :, None, None, None]
-        loss = velocity_loss(output, data.target, noise, sigma, prediction=prediction, weight=data.weight * made)
+        clean, noise_wanted = self._wanted(batch, output)
+        loss = velocity_loss(output, clean, noise_wanted, sigma, prediction=prediction, weight=data.weight * made)
         with torch.no_grad():
             plain = velocity_loss(output, data.target, noise, sigma, prediction=prediction, weight=made)
         yield Loss(loss.mean(), {"velocity_loss": plain.mean()})
+
+    @torch.no_grad()
+    def _wanted(self, batch: CausalBatch, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean latents and noise that the loss compares with: the data's, moved away from what is drawn unasked."""
+        clean, noise = batch.data.target, batch.noise
+        if self.config.guidance == 1:
+            return clean, noise
+        shift = guidance_shift(output, self.output(batch, blank=True), self.config.guidance)
+        return (clean + shift, noise) if self.model.config.prediction == "clean" else (clean, noise + shift)
+
+
+def guidance_shift(asked: Tensor, blank: Tensor, guidance: float) -> Tensor:
+    """What to add to a target so that the network which answers `asked` ends at blank + guidance (target - blank).
+
+    At that point asked = target + shift, which holds for shift = (1 - 1 / guidance) (asked - blank).
+    """
+    return (1 - 1 / guidance) * (asked - blank)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from shotstream.server import protocol as p
 from shotstream.server.performer import Performer
 from shotstream.story import PICTURE, Making, Picture, Recall, Shot, Steer, Story, parse_story, story_yaml
 
+ROOT = Path(__file__).resolve().parents[2]
 _names = (f"film{n}" for n in itertools.count())
 
 THREE = Story(
@@ -240,6 +242,13 @@ def test_bytes_that_are_no_text_and_files_that_are_too_long_are_refused(server: 
     path = f"{server}/api/stories/new/play"
     assert "UTF-8" in httpx.post(path, content=b"\xff\xfe").json()["detail"]
     assert httpx.post(path, content=b"#" * (9 * 2**20)).status_code == 413
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_can_be_played(path: Path) -> None:
+    story = parse_story(path.read_text())
+    performer = Performer(story, first_frames=9, chunk_frames=12)
+    assert performer.shots == story.shots
 
 
 def test_pictures_come_into_memory_before_the_first_shot_that_recalls_them() -> None:

@@ -6,8 +6,8 @@ folder/stories.db       SQLite, write-ahead log: what is small, and where the re
 folder/takes/3/12.take  the bytes of take 12 of story 3: latents, media, pictures; only ever added to
 ```
 
-`Store.story(name)` gives one story to a live session or an exporter. No SQL outside this module, `database.py` and
-`archive.py`. A story of which nothing was kept yet leaves no trace.
+`Store.story(name)` gives one story to a live session or an exporter. No SQL outside this module, `database.py`,
+`archive.py` and `reader.py`. A story of which nothing was kept yet leaves no trace.
 """
 
 from __future__ import annotations

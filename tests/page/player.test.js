@@ -216,3 +216,24 @@ test("chunks that keep coming early are caught up with gently", async () => {
   player.tick();
   assert.ok(video.playbackRate > 1 && video.playbackRate < 1.1);
 });
+
+test("of shots with the same numbers in two branches the one at the given place of the story is looked back at", async () => {
+  const { video, player } = await playing();
+  await feed(player, 1, 0, 21, { epoch: 1 });
+  await feed(player, 2, 0, 30, { epoch: 2 });
+  await feed(player, 2, 0, 90, { epoch: 3 });
+  assert.equal(player.lookBack(2, 0, 30), true);
+  assert.equal(video.currentTime, 9 / FPS);
+  assert.equal(player.lookBack(2, 0, 31), false);
+});
+
+test("where the story went back its last chunk is shown again, and what comes next is jumped to", async () => {
+  const { video, buffer, player } = await playing();
+  const first = await feed(player, 0, 0, 0);
+  await feed(player, 1, 0, 9);
+  await feed(player, 0, 0, 0, { sequence: first.sequence, newEpoch: true });
+  assert.equal(video.currentTime, 18 / FPS);
+  await feed(player, 0, 1, 20, { epoch: 2, newEpoch: true });
+  assert.equal(video.currentTime, 27 / FPS);
+  assertNothingOverwritten(buffer);
+});

@@ -131,3 +131,29 @@ test("going back shows the way that leads there, and every take stays in the tre
   assert.deepEqual(state.shots.map((one) => one.node), [1, 3]);
   assert.deepEqual(state.takes.map((one) => [one.node, one.live]), [[1, true], [2, false], [3, true]]);
 });
+
+test("a retake of an earlier shot arrives with its own first picture, not with a later shot that is still on the screen", () => {
+  const retaken = { ...chunk(4, 0, 0), take: 1, sequence: 21, applied: ["r"] };
+  const before = run(message(hello()), presented(2, 0, 100), sent(1000, "r", "retake"), message(accepted(3, "r", "retake")), message(retaken),
+    message(ended(5, { id: "r", command: "retake", chunk: 0 })));
+  assert.equal(before.receipts.length, 0);
+  assert.equal(before.instructions[0].stage, "coming");
+  const onScreen = { shot: 0, chunk: 0, take: 1, epoch: 3, sequence: 21 };
+  const after = reduce(before, { type: "presented", onScreen, live: true, now: 1400 });
+  assert.equal(after.receipts[0].latencyMs, 400);
+});
+
+test("an undo says so at once: no chunk may follow it", () => {
+  const state = run(message(hello()), sent(0, "u", "undo"), message(accepted(1, "u", "undo")), message(ended(2, { id: "u", command: "undo", chunk: 3 }), 7));
+  assert.deepEqual(state.receipts.map(({ command, outcome, latencyMs }) => [command, outcome, latencyMs]), [["undo", "applied", null]]);
+  assert.deepEqual(state.instructions, []);
+});
+
+test("a story file that is played is told by the snapshot and by events", () => {
+  const performance = { title: "two shots", state: "playing", opened: 1, num_shots: 2, following: "a bear", reason: "" };
+  const joined = run(message(hello({}, { performance })));
+  assert.deepEqual(joined.performance, performance);
+  const over = reduce(joined, message({ kind: "performance", seq: 1, performance: { ...performance, state: "interrupted" } }));
+  assert.equal(over.performance.state, "interrupted");
+  assert.equal(run(message(hello())).performance, null);
+});

@@ -71,7 +71,9 @@ export class Screening {
       this.makeLive(take);
       this.dialog.close();
     });
-    const words = element("div", {}, element("b", { text: name }), element("span", { text: take.text || take.caption }));
+    const length = element("small");
+    video.addEventListener("loadedmetadata", () => setText(length, ` · ${video.duration.toFixed(1)} s`));
+    const words = element("div", {}, element("b", { text: name }, length), element("span", { text: take.text || take.caption }));
     return { take, video, figure: element("figure", {}, video, element("figcaption", {}, words, live)) };
   }
 
@@ -79,8 +81,7 @@ export class Screening {
   begin(screens) {
     this.screens = screens.toSorted((one, other) => other.video.duration - one.video.duration);
     this.bar.max = String(this.numFrames - 1);
-    const lengths = screens.map(({ video }) => `${video.duration.toFixed(1)} s`);
-    setText(byId("screening-note"), lengths.length > 1 ? `${lengths.join(" and ")}. ` : "");
+    setText(byId("screening-note"), "");
     this.setPlaying(true);
     this.tick(this.visit);
   }

@@ -33,7 +33,7 @@ export class Film {
   add(header, bytes) {
     if (header.shot === 0 && header.chunk === 0 && header.newEpoch) this.clear();
     const newest = this.parts.at(-1)?.header;
-    if (newest?.epoch === header.epoch && header.sequence <= newest.sequence) return;
+    if (newest !== undefined && header.sequence <= newest.sequence) return; // sent again
     if (newest !== undefined && newest.epoch !== header.epoch) this.voidFrom(header.start, newest.epoch);
     this.parts.push({ header, bytes, frames: header.numFrames });
     while (this.parts.length > UNSETTLED_PARTS) this.settle(/** @type {Part} */ (this.parts.shift()));

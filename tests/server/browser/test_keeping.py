@@ -32,7 +32,7 @@ shots:
   steers: [{chunk: 1, caption: he waves}]
 - caption: a bear dances on a stage
   num_chunks: 40
-- caption: an owl flies over the city
+- caption: an owl flies over the city and the long and winding road to the sea
 """
 
 SCREENS = """() => {
@@ -306,7 +306,12 @@ def test_a_story_file_plays_live_until_a_director_takes_over(person: Watcher, tm
     page.keyboard.press("Escape")
     play(person, tmp_path, STORY_FILE)
     page.locator("#performance-words").filter(has_text="shot 2 of 3").wait_for()
-    assert page.locator("#performance-next").inner_text() == "Next: an owl flies over the city"
+    page.set_viewport_size({"width": 390, "height": 640})
+    assert sideways(person) <= 0
+    assert (
+        page.locator("#performance-next").inner_text()
+        == "Next: an owl flies over the city and the long and winding road to the sea"
+    )
     person.until(lambda: person.pictures() and person.pictures()[-1]["shot"] == 1)
     captions = [picture["caption"] for picture in person.pictures()]
     wanted = ["a fox sits on a hill", "a fox sits on a hill. he waves", "a bear dances on a stage"]

@@ -185,9 +185,14 @@ export class Library {
   begin(title) {
     const taken = new Set([...this.cards.map(({ name }) => name), this.current()]);
     const name = freeName(title, taken);
-    if (title && title !== name) sessionStorage.setItem(TITLE_KEY + name, title);
+    keepTitle(name, title);
     location.assign(`/#story=${name}`);
   }
+}
+
+/** To be given to a story as soon as there is something to name. @param {string} name @param {string} title */
+export function keepTitle(name, title) {
+  if (title && title !== name) sessionStorage.setItem(TITLE_KEY + name, title);
 }
 
 /** The title that a new story was given before there was anything to name. @param {string} name @returns {Promise<StoryCard | null>} */

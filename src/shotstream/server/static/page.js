@@ -17,6 +17,8 @@ const TICK_MS = 200;
 const HISTORY_KEY = "shotstream.history";
 const HISTORY_LENGTH = 100;
 const SUGGESTIONS_SHOWN = 5;
+/** How the ids of a story file's commands begin: what comes of them is told beside its title. */
+const PLAYED = "play-";
 
 /** @template {HTMLElement} T @param {string} id @returns {T} */
 const byId = (id) => /** @type {T} */ (document.getElementById(id));
@@ -427,7 +429,7 @@ function draw() {
   byId("cards-empty").hidden = state.shots.length > 0;
   views.drawMemory(byId("memory"), state.memory, director, changeMemory);
   byId("memory-empty").hidden = state.memory.length > 0;
-  views.drawPending(byId("pending"), state.instructions, (id) => command("cancel", { target: id }));
+  views.drawPending(byId("pending"), state.instructions.filter(({ id }) => !id.startsWith(PLAYED)), (id) => command("cancel", { target: id }));
   views.drawReceipts(byId("receipts"), state.receipts, performance.now());
   views.drawSuggestions(byId("suggestions"), suggestions(), takeSuggestion);
   panels.draw(state);

@@ -18,7 +18,7 @@ import { BranchDialog } from "./branch.js";
 import { Refused, interruptPlay, playStory } from "./api.js";
 import { Screening } from "./compare.js";
 import { ExportDialog } from "./exports.js";
-import { Library, freeName, giveTitle } from "./library.js";
+import { Library, freeName, giveTitle, keepTitle } from "./library.js";
 import { cardOf, isRunning } from "./state.js";
 import { drawTakes, pressedInTakes } from "./takes.js";
 import { nameOf, newestInstruction } from "./tree.js";
@@ -58,7 +58,7 @@ export class Panels {
   listen() {
     /** @type {[string, () => unknown][]} */
     const buttons = [
-      ["library", () => this.library.open()], ["undo", () => this.undo()], ["retake", () => this.retakeShown()],
+      ["library", () => this.openLibrary()], ["undo", () => this.undo()], ["retake", () => this.retakeShown()],
       ["takes-toggle", () => this.toggleTakes()], ["export", () => this.export()], ["compare", () => this.compare()],
       ["export-cut", () => this.export()], ["hidden-toggle", () => this.toggleHidden()], ["branch-here", () => this.branchHere()],
       ["play-file", () => byId("story-file").click()], ["performance-stop", () => this.interrupt()],
@@ -81,7 +81,7 @@ export class Panels {
   /** @type {[string, string, string, () => unknown][]} as the page's own */
   get shortcuts() {
     return [
-      ["o", "O", "Stories: open, name, copy, delete", () => this.library.open()],
+      ["o", "O", "Stories: open, name, copy, delete", () => this.openLibrary()],
       ["t", "T", "Takes and branches", () => this.toggleTakes()],
       ["r", "R", "Make the shot again", () => this.retakeShown()],
       ["b", "B", "Branch: another way from what is shown", () => this.branchHere()],
@@ -111,6 +111,10 @@ export class Panels {
   go(kind, fields, words) {
     this.page.goLive();
     return this.page.command(kind, fields, words);
+  }
+
+  openLibrary() {
+    return this.isDirector && this.library.open();
   }
 
   undo() {
@@ -160,6 +164,7 @@ export class Panels {
   }
 
   compare() {
+    if (!this.isDirector) return undefined;
     const takes = this.tickedTakes();
     if (takes.length === 2) return this.look(takes);
     this.page.announce("Tick two takes to compare them.");
@@ -214,7 +219,9 @@ export class Panels {
       const plan = await playStory(name, await file.text());
       this.page.announce(`Playing ${plan.title}: ${plan.shots.length} shots, ${Math.round(plan.seconds)} seconds.`);
       this.library.dialog.close();
-      if (isNew) location.assign(`/#story=${name}`);
+      if (!isNew) return;
+      keepTitle(name, title);
+      location.assign(`/#story=${name}`);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       if (!this.library.dialog.open) await this.library.open();

@@ -222,6 +222,8 @@ class Stream:
         self.keep_going: Callable[[], bool] = lambda: True
         """Asked before every denoise pass, by the thread that iterates. Where it says no, that thread gets
         `ChunkAbandoned`; the chunk can be made again."""
+        self.opening: Callable[[tuple[MemoryFrame, ...]], None] = lambda context: None
+        """Told what a new shot remembers, before anything of the shot is computed."""
 
     def cut(
         self,
@@ -375,6 +377,7 @@ class Stream:
             self.engine.caption_kv(caption)
         with timings.measure("context"):
             shot.context = self.memory.choose(caption)
+            self.opening(shot.context)
             self._begin_shot(shot, caption)
         # Only now: had choosing or encoding failed, the cut would still be pending. A newer cut stays pending.
         self._running, self._next_index = shot, shot.index + 1

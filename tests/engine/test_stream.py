@@ -252,6 +252,27 @@ def test_only_aired_frames_are_remembered_and_a_shot_that_nobody_saw_never_was(t
     assert {frame.id[0] for frame in chunk.context} == {0}
 
 
+def test_a_remembered_picture_is_encoded_once(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    encode = tiny_engine.codec.encode_frames
+    monkeypatch.setattr(tiny_engine.codec, "encode_frames", lambda frames: encoded.append(frames) or encode(frames))
+    stream, ids = tiny_engine.stream(), set()
+    for caption in (
+        "a fox",
+        "a bear",
+        "a fox runs",
+        "the city",
+        "a frog",
+        "a bear sleeps",
+        "a fox",
+        "the city",
+        "a bear",
+    ):
+        stream.cut(caption, num_chunks=1)
+        ids |= {frame.id for frame in next(stream).context}
+    assert len(encoded) == len(ids)
+
+
 def test_a_preview_of_the_memory_is_what_a_cut_would_remember(tiny_engine: Engine) -> None:
     stream = tiny_engine.stream()
     stream.cut("a fox", num_chunks=2)

@@ -214,7 +214,7 @@ class Stream:
         self.memory = ShotMemory(preset.slab.context_frames, similarity=engine.similarity)
         self._maker = self._new_maker()
         self._remembered: dict[FrameId, tuple[npt.NDArray[np.uint8], Tensor]] = {}
-        """Pictures and latents of what the newest cut remembered."""
+        """Pictures and latents of everything that a cut remembered and another may."""
         self._running: _RunningShot | None = None
         self._cut: _PendingCut | None = None
         self._pending_steers: list[str] = []
@@ -441,8 +441,10 @@ class Stream:
         if not chosen:
             return self._empty_context(caption)
         filled = self._filled(chosen)
-        self._remembered = {frame.id: (frame.pixels, self._encoded(frame)) for frame in chosen}
-        latents = torch.cat([self._remembered[frame.id][1] for frame in filled], dim=1)
+        encoded = {frame.id: (frame.pixels, self._encoded(frame)) for frame in chosen}
+        still = {frame.id for frame in self.memory.frames()}
+        self._remembered = {id: known for id, known in self._remembered.items() if id in still} | encoded
+        latents = torch.cat([encoded[frame.id][1] for frame in filled], dim=1)
         ids = torch.tensor([[float(self._shot_id(frame, shot)) for frame in filled]], device=device)
         own = torch.tensor([float(max(1, shot.index))], device=device)
         captions = CaptionKV.stack([self.engine.caption_kv(frame.caption) for frame in filled])
@@ -450,7 +452,7 @@ class Stream:
 
     def _encoded(self, frame: MemoryFrame) -> Tensor:
         """Its latent [1, 1, C, h, w]. Encoded alone, so that its bits do not depend on what else is remembered, and
-        once: most of what a cut remembers, the cut before remembered too."""
+        once: most of what a cut remembers, another cut remembered too."""
         before = self._remembered.get(frame.id)
         if before is not None and np.array_equal(before[0], frame.pixels):
             return before[1]

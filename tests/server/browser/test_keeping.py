@@ -13,7 +13,7 @@ from tests.server.browser.conftest import Enter, SeriousFindings, sideways, take
 from shotstream.engine.barcode import Barcode, caption_hash, read_barcode
 from shotstream.story import parse_story
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.panels, pytest.mark.timeout(240)]
 
 FOX = "a fox walks along the beach"
 CITY = "the city at night"

@@ -17,7 +17,7 @@ from tests.server.browser.conftest import (  # type: ignore[import-not-found]
     unreachable,
 )
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.panels, pytest.mark.timeout(240)]
 
 SCHEMES = ("dark", "light")
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}, "reads_barcodes": False, "reduced_motion": "reduce"}

@@ -121,6 +121,13 @@ def test_pictures_are_encoded_each_alone(codec: TinyCodec) -> None:
     torch.testing.assert_close(together[1, 4], codec.encode_frames(frames[1:, 4:5])[0, 0], atol=1e-5, rtol=0)
 
 
+def test_pictures_for_eyes_carry_no_gradient(codec: TinyCodec) -> None:
+    """Whoever keeps their latents would keep everything that they were computed from."""
+    latents = codec.encode_frames(torch.zeros(1, 2, 32, 32, 3, dtype=torch.uint8))
+    assert not latents.requires_grad
+    assert codec.encode(torch.zeros(1, 1, 3, 32, 32)).requires_grad
+
+
 def test_the_future_never_changes_the_past(codec: TinyCodec, taehv: Taehv) -> None:
     one, other = clip(13), clip(13)
     other[:, 9:] = 1 - other[:, 9:]

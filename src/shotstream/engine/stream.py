@@ -8,6 +8,7 @@ T pixel frames, H W pixels, C latent channels, h w latent size.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -167,6 +168,36 @@ class Engine:
         return [float(score) for score in unit[1:] @ unit[0]]
 
 
+class PictureLatents:
+    """Latents of the pictures encoded last, found by content: most of what a cut remembers, another remembered too.
+
+    They lie in one block: small things that stay, among large ones that come and go, would keep memory from being used
+    again.
+    """
+
+    def __init__(self, codec: Codec, capacity: int = 96) -> None:
+        self._codec, self._capacity = codec, capacity
+        self._slots: OrderedDict[bytes, int] = OrderedDict()
+        self._block: Tensor | None = None
+
+    def of(self, pixels_HWC: npt.NDArray[np.uint8]) -> Tensor:
+        """[1, 1, C, h, w] of uint8 [H, W, 3]; valid until the next call.
+
+        A picture is encoded alone, so that its bits do not depend on what else is remembered.
+        """
+        key = hashlib.blake2b(pixels_HWC.tobytes(), digest_size=16).digest()
+        if key not in self._slots:
+            latent = self._codec.encode_frames(torch.tensor(pixels_HWC)[None, None])
+            if self._block is None:
+                self._block = latent.new_empty(self._capacity, *latent.shape)
+            full = len(self._slots) == self._capacity
+            self._slots[key] = self._slots.popitem(last=False)[1] if full else len(self._slots)
+            self._block[self._slots[key]] = latent
+        assert self._block is not None
+        self._slots.move_to_end(key)
+        return self._block[self._slots[key]]
+
+
 class ShotMaker(Protocol):
     """What a stream needs of whatever makes its shots."""
 
@@ -213,8 +244,7 @@ class Stream:
         preset = engine.preset
         self.memory = ShotMemory(preset.slab.context_frames, similarity=engine.similarity)
         self._maker = self._new_maker()
-        self._remembered: dict[FrameId, tuple[npt.NDArray[np.uint8], Tensor]] = {}
-        """Pictures and latents of everything that a cut remembered and another may."""
+        self._latents = PictureLatents(engine.codec)
         self._running: _RunningShot | None = None
         self._cut: _PendingCut | None = None
         self._pending_steers: list[str] = []
@@ -441,22 +471,12 @@ class Stream:
         if not chosen:
             return self._empty_context(caption)
         filled = self._filled(chosen)
-        encoded = {frame.id: (frame.pixels, self._encoded(frame)) for frame in chosen}
-        still = {frame.id for frame in self.memory.frames()}
-        self._remembered = {id: known for id, known in self._remembered.items() if id in still} | encoded
-        latents = torch.cat([encoded[frame.id][1] for frame in filled], dim=1)
+        encoded = {frame.id: self._latents.of(frame.pixels).clone() for frame in chosen}
+        latents = torch.cat([encoded[frame.id] for frame in filled], dim=1)
         ids = torch.tensor([[float(self._shot_id(frame, shot)) for frame in filled]], device=device)
         own = torch.tensor([float(max(1, shot.index))], device=device)
         captions = CaptionKV.stack([self.engine.caption_kv(frame.caption) for frame in filled])
         return Context(latents.float().to(device), ids, own, captions)
-
-    def _encoded(self, frame: MemoryFrame) -> Tensor:
-        """Its latent [1, 1, C, h, w]. Encoded alone, so that its bits do not depend on what else is remembered, and
-        once: most of what a cut remembers, another cut remembered too."""
-        before = self._remembered.get(frame.id)
-        if before is not None and np.array_equal(before[0], frame.pixels):
-            return before[1]
-        return self.engine.codec.encode_frames(torch.tensor(frame.pixels)[None, None])
 
     def _filled(self, chosen: tuple[MemoryFrame, ...]) -> list[MemoryFrame]:
         """Exactly as many frames as the global cache holds, or none."""

@@ -89,8 +89,9 @@ class ChunkedCodec(ABC, nn.Module):
         """[B, 1 + 4k, 3, H, W] in [0, 1] to latents [B, 1 + k, C, h, w], float32. Raises ValueError."""
         return self.encode_chunk(pixels, self.new_encoder_state(pixels.shape[0]))
 
+    @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """uint8 [B, N, H, W, 3], each picture alone, to latents [B, N, C, h, w]. Raises ValueError."""
+        """uint8 [B, N, H, W, 3], each picture alone, to latents [B, N, C, h, w] without gradient."""
         pixels_BTCHW = from_uint8(frames)
         batch = pixels_BTCHW.shape[0]
         return split_frames(self.encode(pixels_BTCHW.flatten(0, 1).unsqueeze(1)).squeeze(1), batch)
@@ -99,6 +100,7 @@ class ChunkedCodec(ABC, nn.Module):
         """Latents [B, F, C, h, w] to pixels [B, 4F - 3, 3, H, W] in [0, 1], float32. Raises ValueError."""
         return self.decode_raw(latents, self.new_decoder_state(latents.shape[0])).clamp(0, 1)
 
+    @torch.no_grad()
     def decode_chunk(self, latents: Tensor, state: Any) -> Tensor:
         """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError."""
         return to_uint8(self.decode_raw(latents, state))

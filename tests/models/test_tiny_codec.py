@@ -123,7 +123,7 @@ def test_pictures_are_encoded_each_alone(codec: TinyCodec) -> None:
 
 def test_pictures_for_eyes_carry_no_gradient(codec: TinyCodec) -> None:
     """Whoever keeps their latents would keep everything that they were computed from."""
-    latents = codec.encode_frames(torch.zeros(1, 2, 32, 32, 3, dtype=torch.uint8))
+    latents = codec.requires_grad_(True).encode_frames(torch.zeros(1, 2, 32, 32, 3, dtype=torch.uint8))
     assert not latents.requires_grad
     assert codec.encode(torch.zeros(1, 1, 3, 32, 32)).requires_grad
 

@@ -175,8 +175,9 @@ class PictureLatents:
     again.
     """
 
-    def __init__(self, codec: Codec, capacity: int = 96) -> None:
-        self._codec, self._capacity = codec, capacity
+    def __init__(self, encode: Callable[[Tensor], Tensor], capacity: int = 96) -> None:
+        """Args: encode is a codec's `encode_frames`."""
+        self._encode, self._capacity = encode, capacity
         self._slots: OrderedDict[bytes, int] = OrderedDict()
         self._block: Tensor | None = None
 
@@ -187,7 +188,7 @@ class PictureLatents:
         """
         key = hashlib.blake2b(pixels_HWC.tobytes(), digest_size=16).digest()
         if key not in self._slots:
-            latent = self._codec.encode_frames(torch.tensor(pixels_HWC)[None, None])
+            latent = self._encode(torch.tensor(pixels_HWC)[None, None])
             if self._block is None:
                 self._block = latent.new_empty(self._capacity, *latent.shape)
             full = len(self._slots) == self._capacity
@@ -244,7 +245,7 @@ class Stream:
         preset = engine.preset
         self.memory = ShotMemory(preset.slab.context_frames, similarity=engine.similarity)
         self._maker = self._new_maker()
-        self._latents = PictureLatents(engine.codec)
+        self._latents = PictureLatents(lambda frames: engine.codec.encode_frames(frames))
         self._running: _RunningShot | None = None
         self._cut: _PendingCut | None = None
         self._pending_steers: list[str] = []

@@ -294,9 +294,10 @@ def test_a_cookie_logs_in_and_a_watch_link_watches_until_it_is_revoked(guarded_h
         session.send_text(p.to_json(p.Join(token=link["token"])))
 
 
-def test_an_engine_that_cannot_be_loaded_is_an_answer_and_not_a_silence() -> None:
+@pytest.mark.parametrize("error", [ValueError("no weights: give --weights"), AttributeError("no weights")])
+def test_an_engine_that_cannot_be_loaded_is_an_answer_and_not_a_silence(error: Exception) -> None:
     def broken() -> Engine:
-        raise ValueError("no weights: give --weights")
+        raise error
 
     app = create_app(ServeConfig(preset=PRESET), broken)
     with TestClient(app, base_url=ADDRESS) as client, client.websocket_connect(SOCKET) as session:

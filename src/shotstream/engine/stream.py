@@ -182,7 +182,7 @@ class PictureLatents:
         self._block: Tensor | None = None
 
     def of(self, pixels_HWC: npt.NDArray[np.uint8]) -> Tensor:
-        """[1, 1, C, h, w] of uint8 [H, W, 3]; valid until the next call.
+        """[1, 1, C, h, w] of uint8 [H, W, 3]; valid until `capacity` other pictures were asked for.
 
         A picture is encoded alone, so that its bits do not depend on what else is remembered.
         """
@@ -472,7 +472,7 @@ class Stream:
         if not chosen:
             return self._empty_context(caption)
         filled = self._filled(chosen)
-        encoded = {frame.id: self._latents.of(frame.pixels).clone() for frame in chosen}
+        encoded = {frame.id: self._latents.of(frame.pixels) for frame in chosen}
         latents = torch.cat([encoded[frame.id] for frame in filled], dim=1)
         ids = torch.tensor([[float(self._shot_id(frame, shot)) for frame in filled]], device=device)
         own = torch.tensor([float(max(1, shot.index))], device=device)

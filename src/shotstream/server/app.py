@@ -180,6 +180,11 @@ async def _open(studio: Studio, config: ServeConfig, load_engine: Callable[[], E
         log.error("the engine could not be started: %s", error)
         studio.fail(f"the engine could not be started: {error}")
         return
+    except Exception as error:
+        # The last frame of this task: without it people would wait for an engine that never comes.
+        log.exception("the engine could not be started")
+        studio.fail(f"the engine could not be started: {type(error).__name__}: {error}")
+        return
     studio.open(engine, _writer(config, engine), pace, config.slots)
     log.info("ready: %.0f frames/s, %d live", pace.frames_per_second, studio.slots)
 

@@ -22,6 +22,7 @@ from shotstream.server import store as store_module
 from shotstream.server.archive import StoryArchive
 from shotstream.server.store import Store, StoreConfig
 from shotstream.server.takefile import append_up_to
+from shotstream.story import Steer
 
 
 class Set:
@@ -216,6 +217,67 @@ def test_a_retake_of_a_later_shot_remembers_what_the_take_before_did(film: Open,
     old, new = (one.archive.remembered(node) for node in (2, 3))
     assert [f.id for f in old] == [f.id for f in new]
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(old, new, strict=True))
+
+
+def _retake_steered_late(tiny_engine: Engine) -> list[bytes]:
+    """Take 2 of a fox, who waves from chunk 3 on."""
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox", num_chunks=5, steers=[Steer(chunk=3, caption="he waves")], take=1)
+    return [chunk.frames.tobytes() for chunk in stream]
+
+
+def _steered_late(film: Open, fps: int = 160) -> Set:
+    one = film(fps=fps)
+    one.give(m.Start, "a", text="a fox", seed=5, num_chunks=5)
+    one.give(m.Steer, "b", text="he waves", at=m.At(shot=0, chunk=3))
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 4)
+    return one
+
+
+def test_a_retake_that_a_restart_cut_short_still_says_what_the_take_before_said_later(
+    film: Open, tiny_engine: Engine
+) -> None:
+    one = _steered_late(film, fps=32)
+    one.give(m.Retake, "r", node=1)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and (e.node, e.chunk) == (2, 1))
+    again = film()
+    assert again.archive.take(2).take.made_chunks < 4, "the steer was said before the end: nothing is tested"
+    again.give(m.Resume, "s")
+    again.wait(lambda e: isinstance(e, m.ChunkReady) and (e.node, e.chunk) == (2, 4))
+    assert [again.archive.media(2, chunk) for chunk in range(5)] == _retake_steered_late(tiny_engine)
+
+
+def test_a_retake_of_a_retake_that_had_just_begun_says_all_of_it(film: Open) -> None:
+    one = _steered_late(film, fps=32)
+    one.give(m.Retake, "r", node=1)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 2)
+    one.give(m.Retake, "s", node=2)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and (e.node, e.chunk) == (3, 4))
+    assert one.archive.take(2).take.made_chunks < 4, "the steer was said before: nothing is tested"
+    first, third = (one.archive.chunks(node) for node in (1, 3))
+    assert [chunk.caption for chunk in third] == [chunk.caption for chunk in first]
+
+
+def test_undoing_a_retake_goes_back_to_the_take_that_was_made_again(film: Open) -> None:
+    one = _two_shots(film)
+    one.give(m.Retake, "d", node=2)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 3 and e.chunk == 2)
+    one.holds()
+    one.give(m.Steer, "s", text="it rains")
+    one.ended("s")
+    one.give(m.Undo, "e")
+    one.ended("e")
+    assert [card.node for card in one.snapshot.shots] == [1, 4], "first what was said in it"
+    one.give(m.Undo, "f")
+    assert one.ended("f").outcome == "applied"
+    assert [card.node for card in one.snapshot.shots] == [1, 2]
+    one.give(m.Undo, "g")
+    one.ended("g")
+    one.give(m.Retake, "h", node=1)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 5 and e.chunk == 3)
+    one.give(m.Undo, "i")
+    assert one.ended("i").outcome == "applied", "also where the shot is the story's first, and repeats a steer"
+    assert [card.node for card in one.snapshot.shots] == [1]
 
 
 def test_a_branch_inside_a_shot_opens_another_one_there_and_survives_a_restart(film: Open, tiny_engine: Engine) -> None:

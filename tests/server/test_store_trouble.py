@@ -63,6 +63,42 @@ def test_a_database_of_another_version(tmp_path: Path, tiny_preset: Preset) -> N
         _store(tmp_path, tiny_preset)
 
 
+def test_a_database_of_the_version_before_is_brought_up_to_date(
+    film: Open, tiny_preset: Preset, tmp_path: Path
+) -> None:  # noqa: F811
+    _film_three(film).leave()
+    with sqlite3.connect(tmp_path / "data" / "stories.db") as database:
+        database.executescript(
+            "ALTER TABLE story DROP COLUMN performance; ALTER TABLE take DROP COLUMN plan; PRAGMA user_version = 1"
+        )
+    again = film()
+    assert again.snapshot.shots[0].made_chunks == 3
+    again.give(m.Retake, "r", node=1)
+    again.give(m.Resume, "s")
+    again.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 2)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file"])
+def test_takes_whose_database_is_gone_are_not_written_over(
+    film: Open,  # noqa: F811
+    tiny_preset: Preset,
+    tmp_path: Path,
+    left: str,
+) -> None:
+    _film_three(film).leave()
+    database = tmp_path / "data" / "stories.db"
+    database.rename(tmp_path / "elsewhere.db")
+    if left == "an empty file":
+        database.touch()
+    take = next((tmp_path / "data" / "takes").rglob("1.take"))
+    data = take.read_bytes()
+    with pytest.raises(ArchiveError, match=r"put a copy of it back.*--data"):
+        _store(tmp_path / "data", tiny_preset)
+    assert take.read_bytes() == data
+    (tmp_path / "elsewhere.db").rename(database)
+    assert film().snapshot.shots[0].made_chunks == 3
+
+
 def test_a_database_that_was_damaged_in_the_middle(film: Open, tiny_preset: Preset, tmp_path: Path) -> None:  # noqa: F811
     _film_three(film).leave()
     path = tmp_path / "data" / "stories.db"

@@ -18,7 +18,10 @@ from shotstream.training.probe import (
     ProbeDataConfig,
     ProbeStage,
     accuracy_by_framing,
+    attention_missed,
+    cells_of,
     classes_of,
+    example,
     heldout_examples,
     random_spec,
 )
@@ -103,6 +106,26 @@ def test_a_batch_depends_on_its_address_alone():
     again = two.batch(7, range(2))  # the same chunks as at step 5, spoilt anew
     assert torch.equal(again.classes["place"], first.classes["place"])
     assert not torch.equal(again.frames, first.frames)
+
+
+def test_cells_are_where_faces_and_marks_are_drawn():
+    drawn = example(
+        replace(random_spec(np.random.default_rng(0), ProbeDataConfig()), framing="medium"), 2, None, still=False
+    )
+    assert {"character", "expression", "mark", "clothing"} <= drawn.boxes.keys()
+    x0, y0, x1, y1 = drawn.boxes["expression"][-1]
+    cells = cells_of([drawn.boxes["expression"], ()], margin=0).view(2, 12, 20)
+    assert cells[0, int((y0 + y1) / 2) // 16, int((x0 + x1) / 2) // 16]
+    assert 0 < cells[0].sum() < 60
+    assert not cells[1].any()
+
+
+def test_looking_elsewhere_costs_and_looking_there_does_not():
+    cells = torch.zeros(1, 240, dtype=torch.bool)
+    cells[0, 17] = True
+    there = torch.full((1, 240), -50.0).masked_fill(cells, 50.0)
+    assert attention_missed(there, cells) < 1e-6
+    assert attention_missed(torch.zeros(1, 240), cells) == pytest.approx(np.log(240))
 
 
 def test_a_few_steps_learn_something():

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shotstream.engine.direction import Place, Saved
+from shotstream.engine.direction import Place, Planned, Saved
 from shotstream.engine.memory import FrameId, MemoryFrame
 from shotstream.engine.messages import Branch, Command, Event, Retake, Undo
 from shotstream.engine.stream import KeptShot
@@ -46,6 +46,8 @@ class OpeningData:
     """The frames it remembers, in order."""
     kept: tuple[MemoryFrame, ...]
     """Every frame of the shot before it that any later cut may ask for."""
+    plan: tuple[Planned, ...] = ()
+    """What it says later, since it is a retake."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,6 +145,8 @@ class GoOn:
     cards: tuple[ShotCard, ...]
     """Of the way there, its own at the end."""
     clock_frame: int
+    plan: tuple[Planned, ...] = ()
+    """Of a retake that had not said everything yet: what it says later."""
 
 
 Place = NewShot | GoOn
@@ -209,6 +211,8 @@ class OpenShot:
     parent_frames: int | None
     like: int | None = None
     """For the same: a take that was opened at this place before."""
+    plan: tuple[Planned, ...] = ()
+    """Later steers of a retake, to be kept with it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

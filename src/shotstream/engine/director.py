@@ -382,7 +382,7 @@ class Director(Planning, Airing):
         """The running shot is another one; all its frames count as seen."""
         take, card = place.take, self._takes.cards[-1]
         shot = RunningShot(take.shot, None, place.caption, max(card.num_chunks, take.num_chunks), take.take)
-        shot.steers = list(place.steers)
+        shot.steers, shot.plan = list(place.steers), place.plan
         shot.num_made, shot.num_frames = take.made_chunks, place.num_frames
         shot.start = math.floor(self._clock.at(now)) + 1 - place.num_frames
         self._shot, self._leftover = shot, False

@@ -121,6 +121,7 @@ class Planning(LiveStory):
             parent_chunks=place.parent_chunks,
             parent_frames=place.parent_frames,
             like=place.like,
+            plan=place.plan,
         )
         return Making(work, now, [cut, *steers], shot)
 

@@ -320,6 +320,7 @@ class Worker:
             global_caption=work.global_caption,
             context=context,
             kept=self._stream.memory.kept(work.shot - 1),
+            plan=work.plan,
         )
         if self._archive is not None:
             self._archive.prepare(opening)

@@ -176,6 +176,7 @@ class StoryArchive(StoryReader):
             global_caption=data.global_caption,
             thumbnail=event.thumbnail,
             created=time.time(),
+            plan=json.dumps([(one.chunk, one.caption, one.steers, one.replaces) for one in data.plan]),
         )
         for kind, frames in (("kept", data.kept), ("context", data.context)):
             for position, frame in enumerate(frames):

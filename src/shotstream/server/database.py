@@ -21,7 +21,7 @@ from shotstream.engine.archive import ArchiveError
 Durable = Literal["process", "power"]
 """What a story survives: the end of the process at any moment, or also that of the machine."""
 
-VERSION = 1
+VERSION = 2
 _NAME = "stories.db"
 _LOCK = "lock"
 
@@ -30,14 +30,16 @@ CREATE TABLE story (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, title TEXT NOT NULL, preset TEXT NOT NULL,
   width INTEGER NOT NULL, height INTEGER NOT NULL, fps INTEGER NOT NULL, created REAL NOT NULL, changed REAL NOT NULL,
   seq INTEGER NOT NULL DEFAULT 0, sequence INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0,
-  clock INTEGER NOT NULL DEFAULT 0, head INTEGER, running INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0
+  clock INTEGER NOT NULL DEFAULT 0, head INTEGER, running INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
+  performance TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE take (
   story INTEGER NOT NULL REFERENCES story ON DELETE CASCADE, node INTEGER NOT NULL, parent INTEGER,
   parent_frames INTEGER, origin INTEGER, shot INTEGER NOT NULL, take INTEGER NOT NULL, text TEXT NOT NULL,
   caption TEXT NOT NULL, start INTEGER NOT NULL, num_chunks INTEGER NOT NULL, made_chunks INTEGER NOT NULL DEFAULT 0,
   num_frames INTEGER NOT NULL DEFAULT 0, hidden INTEGER NOT NULL DEFAULT 0, seed INTEGER NOT NULL,
-  global_caption TEXT NOT NULL, thumbnail TEXT NOT NULL, created REAL NOT NULL, PRIMARY KEY (story, node)
+  global_caption TEXT NOT NULL, thumbnail TEXT NOT NULL, created REAL NOT NULL, plan TEXT NOT NULL DEFAULT '[]',
+  PRIMARY KEY (story, node)
 ) WITHOUT ROWID;
 CREATE TABLE chunk (
   story INTEGER NOT NULL REFERENCES story ON DELETE CASCADE, node INTEGER NOT NULL, chunk INTEGER NOT NULL,
@@ -78,6 +80,14 @@ CREATE TABLE event (
 ) WITHOUT ROWID;
 """
 
+_CHANGES = {
+    1: """
+ALTER TABLE story ADD COLUMN performance TEXT NOT NULL DEFAULT '';
+ALTER TABLE take ADD COLUMN plan TEXT NOT NULL DEFAULT '[]';
+"""
+}
+"""What leads from a version to the next."""
+
 
 class Database:
     """One connection to a folder's database, shared by all threads; nobody else may open the folder meanwhile."""
@@ -99,18 +109,21 @@ class Database:
             raise
 
     def _connect(self, path: Path) -> sqlite3.Connection:
+        if not path.exists() or not path.stat().st_size:
+            _check_new(self.folder)
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {'FULL' if self.durable == 'power' else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys = ON")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
-        elif version != VERSION:
+        if version > VERSION:
             raise ArchiveError(
                 f"{path} has format {version}, this shotstream reads {VERSION}: use another --data folder or version"
             )
+        steps = [_CHANGES[number] for number in range(version, VERSION)] if version else [_TABLES]
+        if version < VERSION:
+            connection.executescript(f"BEGIN; {''.join(steps)} PRAGMA user_version = {VERSION}; COMMIT;")
         return connection
 
     def close(self) -> None:
@@ -155,6 +168,15 @@ class Database:
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
         found = self.rows(sql, *values)
         return found[0] if found else None
+
+
+def _check_new(folder: Path) -> None:
+    """A database may be begun only where nothing is left that one knew of: its first takes would be written over."""
+    if next((folder / "takes").glob("*/*.take"), None) is not None:
+        raise ArchiveError(
+            f"{folder} holds takes, but no {_NAME} that knows them: put a copy of it back, or give another folder with "
+            "--data"
+        )
 
 
 @contextmanager

@@ -14,9 +14,10 @@ import torch
 from shotstream.engine.archive import MemoryEdit, Past
 from shotstream.engine.direction import GoOn, NewShot, Place, Planned
 from shotstream.engine.memory import MemoryFrame
-from shotstream.engine.messages import Branch, Retake, ShotCard, SteerMark, Undo
+from shotstream.engine.messages import Branch, Retake, ShotCard, Steer, SteerMark, Undo
 from shotstream.engine.stream import KeptChunk, KeptShot
 from shotstream.server.archive import PathShot, StoredChunk, StoredTake, StoryArchive
+from shotstream.server.protocol import parse
 
 MAX_CARDS = 200
 """Of the shots that lead to a place the newest are shown."""
@@ -101,15 +102,20 @@ class Lineage:
             caption=first.shot_caption,
             steers=first.steers,
             num_chunks=take.take.num_chunks,
-            plan=_plan(chunks),
+            plan=(*_plan(chunks), *_rest(take, len(chunks))),
         )
 
     def _undo(self, head: int | None) -> GoOn:
         if head is None:
             raise ValueError("there is nothing to undo: the story has not begun")
-        steered = [planned.chunk for planned in _plan(self._archive.chunks(head))]
+        chunks = self._archive.chunks(head)
+        given = self._archive.given([id for chunk in chunks for id in chunk.applied])
+        steered = [chunk.chunk for chunk in chunks[1:] if any(given[id].kind == Steer.kind for id in chunk.applied)]
         if steered:
             return self.go_on(head, steered[-1])
+        retakes = [parse(given[id].body) for id in chunks[0].applied if given[id].kind == Retake.kind]
+        if retakes and isinstance(retakes[0], Retake):
+            return self.go_on(retakes[0].node, None)
         take = self._archive.take(head).take
         if take.parent is None:
             raise ValueError("there is nothing to undo: this is the story's first shot, as it was asked for")
@@ -131,6 +137,7 @@ class Lineage:
             num_frames=self._num_frames(node, count),
             cards=self._cards(node, count),
             clock_frame=last.start + last.num_frames,
+            plan=() if count < made else _rest(stored, count),
         )
 
     def _num_frames(self, node: int, chunks: int) -> int:
@@ -151,7 +158,8 @@ class Lineage:
         path = self._archive.path(node)[-MAX_CARDS:]
         nodes = [shot.take.take.node for shot in path]
         contexts, chunks = self._archive.context_names(nodes), self._archive.chunks_of(nodes)
-        texts = self._archive.command_texts([id for shot in nodes for chunk in chunks[shot] for id in chunk.applied])
+        given = self._archive.given([id for shot in nodes for chunk in chunks[shot] for id in chunk.applied])
+        texts = {id: command.text for id, command in given.items() if command.kind == Steer.kind}
         cards = []
         for shot in path:
             take = shot.take.take
@@ -246,6 +254,11 @@ def _marks(chunks: Sequence[StoredChunk], texts: Mapping[str, str]) -> tuple[Ste
             given = [("", text) for text in (plan.steers or (plan.caption,))]
         marks += [SteerMark(id=id, chunk=chunk.chunk, first_frame=chunk.start, text=text) for id, text in given]
     return tuple(marks)
+
+
+def _rest(stored: StoredTake, made: int) -> tuple[Planned, ...]:
+    """What a retake that was left early had still to say."""
+    return tuple(planned for planned in stored.plan if planned.chunk >= made)
 
 
 def _plan(chunks: Sequence[StoredChunk]) -> tuple[Planned, ...]:

@@ -217,14 +217,13 @@ class StoryReader:
         rows = self._database.rows("SELECT * FROM command WHERE story = ? ORDER BY number", self._story)
         return tuple(read_command(row) for row in rows)
 
-    def command_texts(self, ids: Sequence[str]) -> dict[str, str]:
-        """What people wrote in some steers, by id."""
+    def given(self, ids: Sequence[str]) -> dict[str, StoredCommand]:
+        """Some commands, by id."""
         rows = self._database.rows(
-            "SELECT id, text FROM command WHERE story = ? AND kind = 'steer'"
-            " AND id IN (SELECT value FROM json_each(?))",
+            "SELECT * FROM command WHERE story = ? AND id IN (SELECT value FROM json_each(?))",
             *(self._story, json.dumps(list(ids))),
         )
-        return {row["id"]: row["text"] for row in rows}
+        return {row["id"]: read_command(row) for row in rows}
 
     def events(self, after: int) -> tuple[tuple[int, str], ...] | None:
         """Number and JSON of every event after a number; None if they are not kept so far back.

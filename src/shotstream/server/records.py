@@ -7,6 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import cast
 
+from shotstream.engine.direction import Planned
 from shotstream.engine.messages import Outcome, Take
 
 
@@ -50,6 +51,8 @@ class StoredTake:
     global_caption: str
     created: float
     """Seconds since 1970."""
+    plan: tuple[Planned, ...] = ()
+    """What a retake was to say after its first chunk, whether or not it came to that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +126,10 @@ def read_take(row: sqlite3.Row) -> StoredTake:
         seed=row["seed"],
         global_caption=row["global_caption"],
         created=row["created"],
+        plan=tuple(
+            Planned(chunk=chunk, caption=caption, steers=tuple(steers), replaces=replaces)
+            for chunk, caption, steers, replaces in json.loads(row["plan"])
+        ),
     )
 
 

@@ -25,6 +25,8 @@ from shotstream.storyworld.spec import ATTRIBUTES
 
 FORMAT = "shotstream.probe.1"
 HEIGHT, WIDTH = 192, 320
+STRIDE = 16
+"""Pixels a side of a cell that queries attend to."""
 NEEDED_ACCURACY = 0.97
 """An attribute is scored at a framing where the probe reads it this well from renders through the codec."""
 
@@ -88,12 +90,23 @@ class Probe(nn.Module):
 
     def features(self, frames_NKHWC: Tensor) -> Tensor:
         """What each attribute's query sees, [N, A, E], of uint8 frames or floats in [0, 1] [N, K, H, W, 3]."""
+        return self._look(frames_NKHWC)[0]
+
+    def logits_and_scores(self, frames_NKHWC: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Logits as `forward` gives them, and how much each query is drawn to each cell, [N, A, S], before softmax.
+
+        S = 12 x 20 cells of 16 x 16 pixels, row by row.
+        """
+        seen_NAE, scores_NAS = self._look(frames_NKHWC)
+        return self._logits(seen_NAE), scores_NAS
+
+    def _look(self, frames_NKHWC: Tensor) -> tuple[Tensor, Tensor]:
         self._check(frames_NKHWC)
         x = frames_NKHWC.float() / 255 if frames_NKHWC.dtype == torch.uint8 else frames_NKHWC
         x_NCHW = (x * 4 - 2).movedim(-1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
         x_NSE = self.norm(self.trunk(x_NCHW)).flatten(2).transpose(1, 2)
         scores_NAS = torch.einsum("ae,nse->nas", self.queries, x_NSE)
-        return torch.einsum("nas,nse->nae", scores_NAS.softmax(-1), F.silu(self.value(x_NSE)))
+        return torch.einsum("nas,nse->nae", scores_NAS.softmax(-1), F.silu(self.value(x_NSE))), scores_NAS
 
     def forward(self, frames_NKHWC: Tensor) -> dict[str, Tensor]:
         """Logits [N, classes] per attribute, classes in the order of `ATTRIBUTES`."""

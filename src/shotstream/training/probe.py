@@ -4,7 +4,7 @@ Stories would teach the probe what tends to go together (and would never show th
 here with all attributes independent. Frames are then spoilt the ways a codec and a generator spoil them; given a codec,
 part of them pass through it, with noise on the latents.
 
-K frames looked at · N samples
+K frames looked at · N samples · A attributes · S cells that the probe's queries attend to
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from shotstream.models.codec import Codec, from_uint8
 from shotstream.storyworld import ATTRIBUTES, Change, ShotSpec, first_frame, render_frame, sample_story, visible
 from shotstream.storyworld.places import PLACES
-from shotstream.storyworld.probe import Probe, ProbeScores, frames_looked_at
+from shotstream.storyworld.probe import HEIGHT, STRIDE, WIDTH, Probe, ProbeScores, frames_looked_at
+from shotstream.storyworld.puppet import Box
+from shotstream.storyworld.render import Rendered
 from shotstream.storyworld.spec import (
     ACTIONS,
     CHARACTERS,
@@ -65,6 +67,10 @@ class ProbeDataConfig:
     """How often a rendered batch is used, each time spoilt anew: rendering costs more than learning."""
     period: int = 32
     """Steps between two uses of a batch."""
+    looking_weight: float = 0.1
+    """Weight of the loss that draws each query to where its attribute is drawn."""
+    margin: int = 8
+    """Pixels around a box that still count as where an attribute is drawn."""
 
 
 def random_spec(rng: np.random.Generator, config: ProbeDataConfig) -> ShotSpec:
@@ -116,6 +122,8 @@ class Example:
     """[K, H, W, 3]"""
     classes: dict[str, int]
     """Attribute -> class; UNSEEN where the frames do not show it."""
+    boxes: dict[str, tuple[Box, ...]]
+    """Attribute -> where in the frames it is drawn, for those drawn in one spot."""
     framing: str
     still: bool
 
@@ -135,38 +143,59 @@ def example(spec: ShotSpec, chunk: int, codec: Codec | None, *, still: bool, noi
     """
     length = FIRST_CHUNK_FRAMES if chunk == 0 else CHUNK_FRAMES
     start = first_frame(chunk)
-    if codec is None:
-        looked_at = (length - 1,) * 4 if still else frames_looked_at(length)
-        drawn = {i: render_frame(spec, start + i).pixels for i in set(looked_at)}
-        frames = np.stack([drawn[i] for i in looked_at])
-    else:
-        frames = _through_codec(spec, start, length, codec, noise, still=still)
-    return Example(frames=frames, classes=classes_of(spec, chunk, still=still), framing=spec.framing, still=still)
+    looked_at = [start + i for i in ((length - 1,) * 4 if still else frames_looked_at(length))]
+    needed = looked_at if codec is None else range(looked_at[0] if still else max(0, start - 1), start + length)
+    drawn = {i: render_frame(spec, i) for i in sorted(set(needed))}
+    clip = np.stack([frame.pixels for frame in drawn.values()])
+    if codec is not None:
+        clip = _through_codec(clip, codec, noise)
+    pixels = dict(zip(drawn, clip, strict=True))
+    return Example(
+        frames=np.stack([pixels[i] for i in looked_at]),
+        classes=classes_of(spec, chunk, still=still),
+        boxes=_boxes(spec, [drawn[i] for i in looked_at]),
+        framing=spec.framing,
+        still=still,
+    )
+
+
+def _boxes(spec: ShotSpec, frames: Sequence[Rendered]) -> dict[str, tuple[Box, ...]]:
+    """Attribute -> where it is drawn, in frames that show everybody there is."""
+    people = 1 if spec.second_character == NOBODY else 2
+    boxes: dict[str, list[Box]] = {}
+    for frame in frames:
+        if len(frame.face_boxes) != people or len(frame.mark_boxes) != people:
+            continue
+        for face, mark, prefix in zip(frame.face_boxes, frame.mark_boxes, ("", "second_"), strict=False):
+            for name, box in (("character", face), ("mark", mark), ("clothing", _below(face))):
+                boxes.setdefault(prefix + name, []).append(box)
+        boxes.setdefault("expression", []).append(frame.face_boxes[0])
+    return {name: tuple(found) for name, found in boxes.items()}
+
+
+def _below(face: Box) -> Box:
+    """Where the coat of the owner of a face is."""
+    x0, y0, x1, y1 = face
+    return (x0, y1, x1, y1 + 0.6 * (y1 - y0))
 
 
 @torch.no_grad()
-def _through_codec(
-    spec: ShotSpec, start: int, length: int, codec: Codec, noise: Tensor | None, *, still: bool
-) -> Pixels:
-    """A chunk of 12 is preceded by its shot's previous frame, so that 13 frames make a clip."""
-    first = start + length - 1 if still else max(0, start - 1)
-    clip = np.stack([render_frame(spec, i).pixels for i in range(first, start + length)])
-    latents = codec.encode(from_uint8(torch.from_numpy(clip)[None]))
+def _through_codec(clip_THWC: Pixels, codec: Codec, noise: Tensor | None) -> Pixels:
+    """The clip encoded and decoded, with noise on its latents; 1 + 4 n frames, so chunks of 12 bring the one before."""
+    latents = codec.encode(from_uint8(torch.from_numpy(clip_THWC)[None]))
     if noise is not None:
         latents = latents + noise[:, : latents.shape[1]]
-    decoded = (codec.decode(latents)[0].movedim(1, -1) * 255).round().to(torch.uint8).numpy()
-    offset = len(decoded) - (1 if still else length)
-    looked_at = (0,) * 4 if still else frames_looked_at(length)
-    frames: Pixels = decoded[[offset + i for i in looked_at]]
-    return frames
+    decoded: Pixels = (codec.decode(latents)[0].movedim(1, -1) * 255).round().to(torch.uint8).numpy()
+    return decoded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeBatch:
-    """frames float [N, K, H, W, 3] in [0, 1]; classes [N] per attribute."""
+    """frames float [N, K, H, W, 3] in [0, 1]; classes [N] and cells where it is drawn, bool [N, S], per attribute."""
 
     frames: Tensor
     classes: dict[str, Tensor]
+    cells: dict[str, Tensor]
 
 
 class ProbeStage:
@@ -188,19 +217,28 @@ class ProbeStage:
         ]
         names = self.probe.config.attributes
         classes = {name: torch.tensor([item.classes[name] for item in drawn]) for name in names}
-        return ProbeBatch(frames=torch.stack(spoilt), classes=classes)
+        cells = {name: cells_of([item.boxes.get(name, ()) for item in drawn], self.config.margin) for name in names}
+        return ProbeBatch(frames=torch.stack(spoilt), classes=classes, cells=cells)
 
     def losses(self, batch: ProbeBatch, step: int) -> Iterator[Loss]:
-        logits = self.probe(batch.frames)
+        logits, scores_NAS = self.probe.logits_and_scores(batch.frames)
         losses: list[Tensor] = []
+        looking: list[Tensor] = []
         logs: dict[str, Tensor] = {}
-        for name, logit in logits.items():
+        for (name, logit), score_NS in zip(logits.items(), scores_NAS.float().unbind(1), strict=True):
             seen = batch.classes[name] != UNSEEN
             if not seen.any():
                 continue
             losses.append(F.cross_entropy(logit.float()[seen], batch.classes[name][seen]))
             logs[f"right/{name}"] = (logit[seen].argmax(-1) == batch.classes[name][seen]).float().mean()
-        yield Loss(torch.stack(losses).mean(), logs)
+            drawn = seen & batch.cells[name].any(-1)
+            if drawn.any():
+                looking.append(attention_missed(score_NS[drawn], batch.cells[name][drawn]))
+        loss = torch.stack(losses).mean()
+        if looking:
+            logs["looking"] = torch.stack(looking).mean()
+            loss = loss + self.config.looking_weight * logs["looking"]
+        yield Loss(loss, logs)
 
     def carried(self) -> dict[str, Tensor]:
         return {}
@@ -233,6 +271,22 @@ class ProbeStage:
             stride = codec.spatial_stride
             noise = sd * normal(rng, (1, 4, codec.latent_channels, 192 // stride, 320 // stride))
         return example(spec, chunk, codec, still=still, noise=noise)
+
+
+def cells_of(boxes: Sequence[Sequence[Box]], margin: int) -> Tensor:
+    """Cells touched by any of a sample's boxes, grown by a margin, bool [N, S]."""
+    mask_NHW = torch.zeros(len(boxes), HEIGHT // STRIDE, WIDTH // STRIDE, dtype=torch.bool)
+    for mask_HW, around in zip(mask_NHW, boxes, strict=True):
+        for x0, y0, x1, y1 in around:
+            left, top = (max(0, int(edge - margin) // STRIDE) for edge in (x0, y0))
+            mask_HW[top : int(y1 + margin) // STRIDE + 1, left : int(x1 + margin) // STRIDE + 1] = True
+    return mask_NHW.flatten(1)
+
+
+def attention_missed(scores_NS: Tensor, cells_NS: Tensor) -> Tensor:
+    """-log of the share of attention that lies on the cells."""
+    on_cells = scores_NS.masked_fill(~cells_NS, -torch.inf)
+    return (scores_NS.logsumexp(-1) - on_cells.logsumexp(-1)).mean()
 
 
 def spoil(frames_KHWC: Tensor, rng: np.random.Generator, config: ProbeDataConfig) -> Tensor:

@@ -45,8 +45,10 @@ test("chunks end where their frames do, the first one being shorter", () => {
 });
 
 test("what an undo takes back is the newest steer, else the shot itself", () => {
-  const card = (text, ...steers) => ({ text, steers: steers.map((one) => ({ text: one })) });
+  const card = (text, ...steers) => ({ text, steers: steers.map((one) => ({ id: one.startsWith("again ") ? "" : one, text: one })) });
   assert.equal(newestInstruction({ shots: [] }), "");
   assert.equal(newestInstruction({ shots: [card("a fox", "he waves"), card("a bear")] }), "a bear");
   assert.equal(newestInstruction({ shots: [card("a fox", "he waves", "he sits")] }), "he sits");
+  assert.equal(newestInstruction({ shots: [card("a fox", "he waves", "again he sits")] }), "he waves");
+  assert.equal(newestInstruction({ shots: [card("a fox", "again he sits")] }), "a fox");
 });

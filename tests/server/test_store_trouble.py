@@ -63,9 +63,7 @@ def test_a_database_of_another_version(tmp_path: Path, tiny_preset: Preset) -> N
         _store(tmp_path, tiny_preset)
 
 
-def test_a_database_of_the_version_before_is_brought_up_to_date(
-    film: Open, tiny_preset: Preset, tmp_path: Path
-) -> None:  # noqa: F811
+def test_a_database_of_the_version_before_is_brought_up_to_date(film: Open, tmp_path: Path) -> None:  # noqa: F811
     _film_three(film).leave()
     with sqlite3.connect(tmp_path / "data" / "stories.db") as database:
         database.executescript(

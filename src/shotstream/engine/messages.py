@@ -166,7 +166,7 @@ class Retake:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Undo:
-    """Go back to just before the newest cut or steer of the live path."""
+    """Go back to just before the newest cut or steer of the live path; a retake is taken back to the take before it."""
 
     kind: ClassVar[str] = "undo"
     id: str = text_field(MAX_ID)

@@ -85,7 +85,7 @@ export class Panels {
       ["t", "T", "Takes and branches", () => this.toggleTakes()],
       ["r", "R", "Make the shot again", () => this.retakeShown()],
       ["b", "B", "Branch: another way from what is shown", () => this.branchHere()],
-      ["u", "U, Ctrl + Z", "Undo the newest cut or steer", () => this.undo()],
+      ["u", "U, Ctrl + Z", "Undo the newest cut, steer or retake", () => this.undo()],
       ["c", "C", "Compare the two ticked takes", () => this.compare()],
       ["s", "S", "Take the story along: film, story file, timeline", () => this.export()],
     ];

@@ -44,13 +44,14 @@ export function secondsOf(numChunks, { first_chunk_frames, chunk_frames, fps }) 
 }
 
 /**
- * What an undo takes back, in words.
+ * What an undo takes back, in words: what was said last in the running shot, else the shot. What a retake says by itself
+ * nobody said in it.
  *
  * @param {{shots: import("./protocol.js").ShotCard[]}} state
  */
 export function newestInstruction({ shots }) {
   const card = shots.at(-1);
-  return card?.steers.at(-1)?.text || card?.text || "";
+  return card?.steers.findLast(({ id }) => id)?.text || card?.text || "";
 }
 
 /**

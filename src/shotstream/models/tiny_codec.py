@@ -24,7 +24,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, split_frames
+from shotstream.models.codec import (
+    Check,
+    ChunkedCodec,
+    check_batch,
+    check_latents,
+    check_pixels,
+    no_check,
+    split_frames,
+)
 
 FORMAT = "shotstream.tiny_codec.1"
 
@@ -198,13 +206,42 @@ class Decoder(nn.Module):
         self.last = _linear_conv(widths[-1], 3 * config.patch**2)
 
     def forward(self, latents_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
-        x_NCHW = self.first(latents_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        patches_NCHW = self.last(self._features(latents_BTCHW, state)).float() * 0.5 + 0.5
+        return split_frames(F.pixel_shuffle(patches_NCHW, self.patch), state.batch)
+
+    def frames(self, latents_BTCHW: Tensor, state: TinyCodecState, check: Check = no_check) -> Tensor:
+        """The same, clamped and rounded, uint8 [B, T, H, W, 3]; without gradient.
+
+        A chunk's floats take more time to move than its last convolution to compute. So that convolution puts its
+        channels in the order of the screen, and each frame becomes bytes while it is in the cache.
+        """
+        x_NCHW = self._features(latents_BTCHW, state, check)
+        order = torch.arange(3 * self.patch**2, device=x_NCHW.device).view(3, -1).t().flatten()
+        assert self.last.bias is not None
+        patches_NCHW = F.conv2d(x_NCHW, self.last.weight[order], self.last.bias[order], padding=1)
+        patches_NHWC = patches_NCHW.permute(0, 2, 3, 1)
+        num, rows, columns, _ = patches_NHWC.shape
+        frames = patches_NHWC.new_empty(num, rows, self.patch, columns, self.patch * 3, dtype=torch.uint8)
+        for frame, patches_HWC in zip(frames, patches_NHWC, strict=True):
+            # 127.5 x + 128, cut off, is (x / 2 + 1 / 2) * 255, rounded.
+            levels = patches_HWC.float().mul_(127.5).add_(128).clamp_(0, 255).to(torch.uint8)
+            patch_rows = levels.view(rows, columns, self.patch, self.patch * 3)
+            _words(frame).copy_(_words(patch_rows).transpose(1, 2))
+        frames = frames.view(num, rows * self.patch, columns * self.patch, 3)
+        return split_frames(frames, state.batch)
+
+    def _features(self, latents_BTCHW: Tensor, state: TinyCodecState, check: Check = no_check) -> Tensor:
+        x_NCHW: Tensor = self.first(latents_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         for index, level in enumerate(self.levels):
             x_NCHW = self.ups[index - 1](x_NCHW, state) if index else x_NCHW
-            x_NCHW = _run(level, x_NCHW, state, f"{index}")
-        patches_NCHW = self.last(x_NCHW).float() * 0.5 + 0.5
+            x_NCHW = _run(level, x_NCHW, state, f"{index}", check)
         state.fresh = False
-        return split_frames(F.pixel_shuffle(patches_NCHW, self.patch), state.batch)
+        return x_NCHW
+
+
+def _words(bytes_HWQ: Tensor) -> Tensor:
+    """Runs of bytes as whole words where they fit: a strided copy takes as long for a word as for a byte."""
+    return bytes_HWQ.view(torch.int32) if bytes_HWQ.shape[-1] % 4 == 0 else bytes_HWQ
 
 
 def _linear_conv(width_in: int, width_out: int) -> nn.Conv2d:
@@ -228,9 +265,10 @@ def _levels(widths: tuple[int, ...], depths: tuple[int, ...], group: int) -> nn.
     )
 
 
-def _run(level: nn.Module, x_NCHW: Tensor, state: TinyCodecState, name: str) -> Tensor:
+def _run(level: nn.Module, x_NCHW: Tensor, state: TinyCodecState, name: str, check: Check = no_check) -> Tensor:
     assert isinstance(level, nn.ModuleList)
     for index, block in enumerate(level):
+        check()
         x_NCHW = block(x_NCHW, state, f"{name}.{index}")
     return x_NCHW
 
@@ -286,6 +324,17 @@ class TinyCodec(ChunkedCodec):
         check_batch(latents, state.batch)
         pixels: Tensor = self.decoder(self.denormalise(latents.float()).to(self.dtype), state)
         return pixels
+
+    @torch.no_grad()
+    def decode_chunk(self, latents: Tensor, state: TinyCodecState, check: Check = no_check) -> Tensor:
+        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError.
+
+        `check` is called before every block.
+        """
+        check_latents(latents, channels=self.latent_channels)
+        check_batch(latents, state.batch)
+        frames: Tensor = self.decoder.frames(self.denormalise(latents.float()).to(self.dtype), state, check)
+        return frames
 
     def normalise(self, raw_BFCHW: Tensor) -> Tensor:
         return (raw_BFCHW - self.latent_mean.float().view(-1, 1, 1)) / self.latent_sd.float().view(-1, 1, 1)

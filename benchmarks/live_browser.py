@@ -230,6 +230,14 @@ class Watcher:
         prompt.press(key)
         return float(self.recorded("keys")[-1]["when"])
 
+    def connected(self) -> bool:
+        """Whether the page's socket is open: after two silent seconds it joins again by itself."""
+        return bool(self.page.evaluate("window.sockets.at(-1)?.readyState === 1"))
+
+    def num_connections(self) -> int:
+        """Sockets the page has opened so far."""
+        return int(self.page.evaluate("window.sockets.length"))
+
     def send(self, kind: str, **fields: Any) -> str:
         """Send a command beside the page's own. Returns its id."""
         message = {"kind": kind, "id": f"test-{time.monotonic_ns()}", **fields}

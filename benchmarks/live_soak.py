@@ -121,7 +121,7 @@ class Soak:
             task = progress.add_task("live", total=self.seconds)
             while (now := time.monotonic() - begun) < self.seconds:
                 progress.update(task, completed=now)
-                if now >= next_cut:
+                if now >= next_cut and self.person.connected():
                     self.person.send("cut", text=next(self.captions))
                     next_cut = now + CUT_EVERY_S
                 if now >= next_sample:
@@ -232,9 +232,15 @@ def main() -> int:
         person.badge("Ready")
         fps = person.events("hello")[0]["preset"]["fps"]
         rows = Soak(server, person, 60 * options.minutes, options.count, rng, captions).run()
+        reconnections = person.num_connections() - 1
         person.close()
     summary, targets = summary_of(rows, 60 * options.minutes, fps)
-    write(NAME, rows, {**summary, **conditions(options.preset, load)}, record=options.record)
+    write(
+        NAME,
+        rows,
+        {**summary, "reconnections": reconnections, **conditions(options.preset, load)},
+        record=options.record,
+    )
     show("Live for long", targets)
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.server.running import Person, running  # type: ignore[import-not-foun
 from shotstream.engine.stream import Engine
 from shotstream.server import protocol as p
 from shotstream.server.performer import Performer
+from shotstream.server.store import StoreConfig
 from shotstream.story import PICTURE, Making, Picture, Recall, Shot, Steer, Story, parse_story, story_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,7 +269,7 @@ def test_pictures_come_into_memory_before_the_first_shot_that_recalls_them() -> 
         performer.gave(step)
         given.append((step.command.kind, opened))
         if step.opens:
-            performer.note(p.Ended(id=step.command.id, command="cut", outcome="applied"))
+            performer.note_event(p.Ended(id=step.command.id, command="cut", outcome="applied"))
             opened = performer.performance.opened
     assert given == [("start", 0), ("cut", 1), ("memory", 2), ("cut", 2), ("cut", 3)]
 
@@ -295,3 +297,67 @@ def test_what_was_exported_is_played_again_to_the_same_frames(tiny_engine: Engin
         assert hashes[0] == hashes[1]
         assert len(hashes[0]) == 6
         one.leave(), two.leave()
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[tuple[str, Person]]:
+    """A life of a server on a folder, and somebody at its story."""
+    with running(data=StoreConfig(folder=folder)) as url:
+        person = Person(url, "film")
+        person.name = "film"
+        yield url, person
+        person.leave()
+
+
+def _hello(person: Person) -> p.Hello:
+    hello = person.wait(lambda event: isinstance(event, p.Hello))
+    assert isinstance(hello, p.Hello)
+    return hello
+
+
+@pytest.mark.parametrize("seen", [(0, 2), (2, 0)])
+def test_a_story_file_goes_on_after_a_restart_where_it_was(tmp_path: Path, seen: tuple[int, int]) -> None:
+    with _served(tmp_path) as (url, person):
+        assert play(url, person, THREE).status_code == 202
+        person.wait(lambda event: isinstance(event, p.ChunkReady) and (event.shot, event.chunk) == seen)
+    with _served(tmp_path) as (url, person):
+        status = _hello(person).snapshot.status
+        assert status.state == "paused"
+        back = person.wait(lambda event: isinstance(event, p.PerformanceChanged))
+        assert isinstance(back, p.PerformanceChanged)
+        assert (back.performance.title, back.performance.state, back.performance.opened) == (
+            "fox",
+            "playing",
+            seen[0] + 1,
+        )
+        person.give(p.Resume)
+        until(person, "finished")
+        given = commands(url, person)
+        assert {one["outcome"] for one in given} == {"applied", "superseded"}
+        again = [one for one in given if one["outcome"] == "superseded"]
+        assert {one["reason"] for one in again} == {"the server was restarted: it is given again"}
+        assert sum(one["outcome"] == "applied" and one["command"] != "resume" for one in given) == 8, "each step once"
+        path = f"{url}/api/stories/film/takes"
+        chunks = [chunk for node in (1, 2, 3) for chunk in httpx.get(f"{path}/{node}/chunks").json()]
+        assert [chunk["caption"] for chunk in chunks] == CAPTIONS
+        assert [chunk["start"] for chunk in chunks] == [0, 9, 21, 33, 42, 51]
+    with _served(tmp_path) as (url, person):
+        assert _hello(person).snapshot.performance is None
+        assert httpx.delete(f"{url}/api/stories/film/play").status_code == 409, "it is over"
+
+
+def test_a_director_who_takes_over_after_a_restart_has_taken_over(tmp_path: Path) -> None:
+    with _served(tmp_path) as (url, person):
+        assert play(url, person, THREE).status_code == 202
+        person.wait(lambda event: isinstance(event, p.ChunkReady))
+    with _served(tmp_path) as (url, person):
+        person.wait(lambda event: isinstance(event, p.PerformanceChanged))
+        person.give(p.Resume)
+        person.applied(person.give(p.Cut, text="a bear", num_chunks=1))
+        person.hold()
+        assert all(one["outcome"] for one in commands(url, person))
+    with _served(tmp_path) as (url, person):
+        assert _hello(person).snapshot.performance is None
+        person.applied(person.give(p.Resume))
+        assert httpx.delete(f"{url}/api/stories/film/play").status_code == 409
+        assert len(httpx.get(f"{url}/api/stories/film/takes").json()) == 2

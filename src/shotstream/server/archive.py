@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ from shotstream.engine.messages import (
 )
 from shotstream.server.protocol import to_json
 from shotstream.server.reader import KEPT_EVENTS, StoryReader
+from shotstream.server.records import GIVEN_AGAIN, RESTARTED
 from shotstream.server.records import PathShot as PathShot
 from shotstream.server.records import StoredChunk as StoredChunk
 from shotstream.server.records import StoredCommand as StoredCommand
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
     from shotstream.server.lineage import Lineage
     from shotstream.server.store import Store
 
-RESTARTED = "the server was restarted"
 _TRIM = 256
 
 
@@ -358,6 +359,11 @@ class StoryArchive(StoryReader):
             self._file.close()
             self._file, self._file_node = None, 0
 
+    def keep_performance(self, note: str) -> None:
+        """Keep what is needed to go on with a story file that is played; empty: none is any more."""
+        with self._database.transaction():
+            self._database.run("UPDATE story SET performance = ? WHERE id = ?", note, self._story)
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -372,8 +378,8 @@ class StoryArchive(StoryReader):
         """
         if not self.exists:
             return Saved()
-        self._end_what_was_pending()
         row = self._row()
+        self._end_what_was_pending(row)
         head = None
         if row["running"] and row["head"] is not None:
             head = replace(self._lineage.go_on(int(row["head"]), None), clock_frame=int(row["clock"]))
@@ -389,13 +395,18 @@ class StoryArchive(StoryReader):
             known_ids=tuple(one["id"] for one in reversed(ids)),
         )
 
-    def _end_what_was_pending(self) -> None:
+    def _end_what_was_pending(self, story: sqlite3.Row) -> None:
+        goes_on = story["running"] and story["performance"]
+        played = json.loads(story["performance"])["id"] + "-" if goes_on else None
         open_commands = self._database.rows(
             "SELECT id, kind FROM command WHERE story = ? AND outcome IS NULL ORDER BY number", self._story
         )
         if open_commands:
             endings = [
-                Ended(id=row["id"], command=row["kind"], outcome="failed", reason=RESTARTED) for row in open_commands
+                Ended(id=row["id"], command=row["kind"], outcome="superseded", reason=GIVEN_AGAIN)
+                if played is not None and row["id"].startswith(played)
+                else Ended(id=row["id"], command=row["kind"], outcome="failed", reason=RESTARTED)
+                for row in open_commands
             ]
             self.record(Batch(events=endings))
 

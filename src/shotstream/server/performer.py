@@ -4,14 +4,18 @@ Starts, cuts at shot ends, steers at their chunks, pictures before the first sho
 else's they are accepted, kept and ended one by one, wait while the story is paused, and can be cancelled. The captions
 are taken word by word, without a writer. An exported story is performed anew: its shots as long as the film shows them,
 while memory chooses for itself what they remember.
+
+A performance outlives the server: the file is kept with the story, and the commands say by their ids which steps have
+been taken.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import secrets
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from shotstream.engine.direction import Written
@@ -34,7 +38,8 @@ from shotstream.server.protocol import (
     parse,
     to_json,
 )
-from shotstream.story import PICTURE, Shot, Story
+from shotstream.server.records import GIVEN_AGAIN, RESTARTED, StoredCommand
+from shotstream.story import PICTURE, Shot, Story, parse_story, story_yaml
 
 INTERRUPTIONS = (Cut, Steer, Extend, Stop, Branch, Retake, Undo)
 """Commands by which a director takes over."""
@@ -62,29 +67,45 @@ class Step:
 class Performer:
     """One performance of a story file. Pure: whoever gives its commands tells it what becomes of them."""
 
-    def __init__(self, story: Story, *, first_frames: int, chunk_frames: int) -> None:
-        """Args: pixel frames of a shot's first chunk and of every other one.
+    def __init__(
+        self,
+        story: Story,
+        *,
+        first_frames: int,
+        chunk_frames: int,
+        id: str = "",
+        given: Sequence[StoredCommand] = (),
+        newest: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Args: pixel frames of a shot's first chunk and of every other one. To go on with a performance: its id, the
+        commands that were given before, all ended, and the shot and chunk that were made last.
 
         Raises: ValueError, in words for people, for a story that no commands can be made of.
         """
+        self.id = id or f"play-{secrets.token_hex(6)}"
+        self.note = json.dumps({"id": self.id, "story": story_yaml(story)})
+        """What `go_on` needs after a restart of the server."""
         self.shots = _shots(story, first_frames, chunk_frames)
         if len(self.shots) > MAX_SHOTS:
             raise ValueError(f"at most {MAX_SHOTS} shots are played, the story has {len(self.shots)}")
         for index, shot in enumerate(self.shots):
             if max(Counter(steer.chunk for steer in shot.steers).values(), default=0) >= _AHEAD:
                 raise ValueError(f"shot {index} has {_AHEAD} steers or more at one chunk: put them into fewer")
-        self._steps = deque(_steps(story, self.shots, f"play-{secrets.token_hex(6)}"))
-        for step in self._steps:
+        past = Past(self.id, given)
+        steps = [step for step in _steps(story, self.shots, past) if step.command.id]
+        for step in steps:
             parse(to_json(step.command))  # texts, counts and numbers as over the wire
+        self._steps = deque(steps)
         self._pending: dict[str, Step] = {}
-        self._newest = (0, 0)
+        self._newest = newest
         """Shot and chunk that were made last."""
+        opened = len(self.shots) - sum(step.opens for step in steps)
         self.performance = Performance(
             title=story.name[:200],
             state="playing",
-            opened=0,
+            opened=opened,
             num_shots=len(self.shots),
-            following=self.shots[0].caption,
+            following=self.shots[opened].caption if opened < len(self.shots) else "",
         )
 
     @property
@@ -102,7 +123,7 @@ class Performer:
         self._steps.popleft()
         self._pending[step.command.id] = step
 
-    def note(self, event: Event) -> bool:
+    def note_event(self, event: Event) -> bool:
         """Take in what happened; returns whether `performance` changed."""
         before = self.performance
         match event:
@@ -138,6 +159,37 @@ class Performer:
         return tuple(id for id, step in self._pending.items() if not isinstance(step.command, Start))
 
 
+def go_on(
+    note: str, given: Sequence[StoredCommand], newest: tuple[int, int], *, first_frames: int, chunk_frames: int
+) -> Performer:
+    """Take up a performance where it was left. Args: note is the performer's that was; the rest as for `Performer`."""
+    kept = json.loads(note)
+    return Performer(
+        parse_story(kept["story"]),
+        first_frames=first_frames,
+        chunk_frames=chunk_frames,
+        id=kept["id"],
+        given=[command for command in given if command.id.startswith(kept["id"])],
+        newest=newest,
+    )
+
+
+class Past:
+    """Which steps of a performance were taken, and the ids of those that are still to be."""
+
+    def __init__(self, id: str, given: Sequence[StoredCommand]) -> None:
+        self._id, self._numbers = id, itertools.count(1)
+        numbers = [(int(command.id.split("-")[2]), command) for command in given]
+        self._taken = {number for number, command in numbers if command.reason not in (RESTARTED, GIVEN_AGAIN)}
+        self._times = Counter(number for number, _ in numbers)
+
+    def next_id(self) -> str:
+        """Of the next step; empty for one that was taken."""
+        number = next(self._numbers)
+        again = f"-{self._times[number]}" if self._times[number] else ""
+        return "" if number in self._taken else f"{self._id}-{number}{again}"
+
+
 def _shots(story: Story, first_frames: int, chunk_frames: int) -> tuple[Shot, ...]:
     """Those that the film shows, in its order, as long as it shows them."""
     made = {shot.making.id: shot for shot in story.shots if shot.making is not None}
@@ -158,28 +210,27 @@ def _as_shown(shot: Shot, first_frames: int, chunk_frames: int) -> Shot:
     return replace(shot, num_chunks=count, steers=tuple(steer for steer in shot.steers if steer.chunk < count))
 
 
-def _steps(story: Story, shots: tuple[Shot, ...], prefix: str) -> Iterator[Step]:
-    """In the order in which they take effect."""
-    ids = (f"{prefix}-{number}" for number in itertools.count(1))
+def _steps(story: Story, shots: tuple[Shot, ...], past: Past) -> Iterator[Step]:
+    """In the order in which they take effect; those that were taken have no id."""
     added = set[int]()
     for index, shot in enumerate(shots):
         for number in _pictures(shot) if index else ():
             if number not in added:
                 added.add(number)
                 picture = story.pictures[number]
-                add = Memory(id=next(ids), action="add", picture=picture.png, caption=picture.caption)
+                add = Memory(id=past.next_id(), action="add", picture=picture.png, caption=picture.caption)
                 yield Step(command=add, after=index)
-        yield from _shot_steps(story, shots, index, ids)
+        yield from _shot_steps(story, shots, index, past)
 
 
-def _shot_steps(story: Story, shots: tuple[Shot, ...], index: int, ids: Iterator[str]) -> Iterator[Step]:
+def _shot_steps(story: Story, shots: tuple[Shot, ...], index: int, past: Past) -> Iterator[Step]:
     """A shot's opening and steers. Its caption is ready once everything that belongs to its first chunk was given."""
-    shot, opening = shots[index], _opening(next(ids), story, shots, index)
+    shot, opening = shots[index], _opening(past.next_id(), story, shots, index)
     caption = Written(id=opening.id, caption=shot.caption)
     first = sum(steer.chunk == 0 for steer in shot.steers)
     yield Step(command=opening, written=() if first else (caption,))
     for number, steer in enumerate(shot.steers, start=1):
-        command = Steer(id=next(ids), text=steer.caption, at=At(shot=index, chunk=steer.chunk))
+        command = Steer(id=past.next_id(), text=steer.caption, at=At(shot=index, chunk=steer.chunk))
         written = Written(id=command.id, caption=steer.caption, replaces=steer.replaces)
         yield Step(command=command, written=(written, caption) if number == first else (written,))
 

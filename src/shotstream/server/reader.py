@@ -217,6 +217,12 @@ class StoryReader:
         rows = self._database.rows("SELECT * FROM command WHERE story = ? ORDER BY number", self._story)
         return tuple(read_command(row) for row in rows)
 
+    @property
+    def performance(self) -> str:
+        """The note of the story file that is played, see `Performer.note`, or empty."""
+        row = self._database.row("SELECT performance FROM story WHERE id = ?", self._story)
+        return str(row["performance"]) if row is not None else ""
+
     def given(self, ids: Sequence[str]) -> dict[str, StoredCommand]:
         """Some commands, by id."""
         rows = self._database.rows(

@@ -10,6 +10,11 @@ from typing import cast
 from shotstream.engine.direction import Planned
 from shotstream.engine.messages import Outcome, Take
 
+RESTARTED = "the server was restarted"
+"""Why a command ended that was pending when a server did."""
+GIVEN_AGAIN = "the server was restarted: it is given again"
+"""The same, of a story file that is played."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoryInfo:

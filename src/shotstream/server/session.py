@@ -12,13 +12,13 @@ import asyncio
 import itertools
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from shotstream.engine.archive import ArchiveError, Batch
-from shotstream.engine.direction import DirectorConfig, Dropped, NotWritten, Viewers, Written
+from shotstream.engine.direction import DirectorConfig, NotWritten, Viewers, Written
 from shotstream.engine.director import Director
 from shotstream.engine.stream import Engine
 from shotstream.engine.turns import Turn
@@ -26,6 +26,7 @@ from shotstream.engine.worker import Delivery, Encode, Pace, Worker
 from shotstream.engine.writer import Writer
 from shotstream.server.archive import StoryArchive
 from shotstream.server.performer import INTERRUPTED, INTERRUPTIONS, Performer
+from shotstream.server.playing import Playing
 from shotstream.server.protocol import (
     PROTOCOL_VERSION,
     Accepted,
@@ -42,8 +43,6 @@ from shotstream.server.protocol import (
     MediaFlag,
     MediaHeader,
     Metrics,
-    Performance,
-    PerformanceChanged,
     PresetInfo,
     Resume,
     Retake,
@@ -201,13 +200,19 @@ class Show:
         self._snapshot = replace(Director(saved=saved).snapshot(0.0), status=studio.status)
         self._writing: asyncio.Queue[_Written] = asyncio.Queue()
         self._trouble = ""
-        self._performer: Performer | None = None
+        self._playing = Playing(self.archive, studio.broadcast.preset)
         self._latency_ms: float | None = None
         self._late_chunks = 0
         self._empty_since = studio.loop.time()
-        self._tasks = [studio.loop.create_task(self._write()), studio.loop.create_task(self._tick())]
-        for task in self._tasks:
-            task.add_done_callback(_report)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._start(self._write())
+        self._start(self._tick())
+
+    def _start(self, job: Coroutine[Any, Any, None]) -> None:
+        """Something that goes on until the story is closed."""
+        task = self._studio.loop.create_task(job)
+        task.add_done_callback(_report)
+        self._tasks.append(task)
 
     # ---------------------------------------------------------------------------------------------------------- viewers
 
@@ -319,55 +324,11 @@ class Show:
         if not self._studio.has_room_for(self):
             raise ValueError("as many stories are live as may be: play the file when one of them is stopped or left")
         self._drain()  # what happened before is no concern of the performance
-        self._give_next(performer)
-        self._performer = performer
-        self.worker.say([PerformanceChanged(performance=performer.performance)])
-        self._perform()
+        self._playing.begin(self.worker, performer)
 
     def interrupt(self, reason: str) -> bool:
         """Let go of what is left of a story file that is played; the running shot goes on. Returns whether one was."""
-        if self._performer is None or self.worker is None:
-            return False
-        self.worker.submit(Dropped(ids=self._performer.withdraw(reason), reason=reason))
-        self._end_performance(self._performer)
-        return True
-
-    def _end_performance(self, performer: Performer) -> None:
-        assert self.worker is not None
-        self._performer = None
-        self.worker.say([PerformanceChanged(performance=performer.performance)])
-
-    def _perform(self) -> None:
-        """Give the commands of a performance whose time it is."""
-        with suppress(ArchiveError):  # nothing can be kept at present: they are given when it can
-            while self._performer is not None and self._performer.has_next:
-                self._give_next(self._performer)
-
-    def _give_next(self, performer: Performer) -> None:
-        """Its captions stay as they were written."""
-        assert self.worker is not None
-        step = performer.next()
-        self.worker.submit(step.command)
-        performer.gave(step)
-        for written in step.written:
-            self.worker.submit(written)
-
-    def _follow(self, event: Event) -> None:
-        """Tell the performance what happened."""
-        performer = self._performer
-        if performer is None or not performer.note(event) or self.worker is None:
-            return
-        if performer.performance.state == "interrupted":
-            self.interrupt(performer.performance.reason)
-        elif performer.performance.state == "finished":
-            self._end_performance(performer)
-        else:
-            self.worker.say([PerformanceChanged(performance=performer.performance)])
-
-    @property
-    def performance(self) -> Performance | None:
-        """The story file that is being played."""
-        return self._performer.performance if self._performer is not None else None
+        return self._playing.interrupt(self.worker, reason)
 
     def _waiting_start(self, command: Stop | Cancel) -> Command | None:
         for show, start in self._studio.queue:
@@ -412,8 +373,10 @@ class Show:
         self._snapshot = StorySnapshot(status=self._snapshot.status)  # it knows better from now on
         worker.start()
         self._count_viewers()
+        snapshot = self._look()
         if worker.dormant:
-            self._say([self._look().status])
+            self._say([snapshot.status])
+        self._start(self._playing.take_up(worker, snapshot))
 
     def wake(self) -> None:
         """Called by the worker, from any thread."""
@@ -429,7 +392,7 @@ class Show:
             return self._snapshot
         deliveries, snapshot = self.worker.look()
         self._send(deliveries)
-        snapshot = replace(snapshot, performance=self.performance)
+        snapshot = replace(snapshot, performance=self._playing.performance)
         live = self.worker.busy and not (self.worker.dormant and self._studio.is_waiting(self))
         return snapshot if live or snapshot.status.state == "error" else self._with_queue(snapshot)
 
@@ -458,7 +421,8 @@ class Show:
 
     def _note(self, delivery: Delivery) -> None:
         event, counters = delivery.event, self._studio.counters
-        self._follow(event)
+        if self.worker is not None:
+            self._playing.note(self.worker, event)
         if isinstance(event, Ended):
             counters.commands[event.command, event.outcome] += 1
             self._studio.room_may_be_free()
@@ -500,7 +464,7 @@ class Show:
             if worker is None:
                 continue
             worker.poll()
-            self._perform()
+            self._playing.give(worker)
             self._tell_trouble(worker.trouble)
             if count % round(METRICS_S / POLL_S) == 0:
                 self._studio.room_may_be_free()

@@ -246,6 +246,27 @@ def test_an_unwanted_chunk_is_abandoned_and_made_again_as_if_nothing_had_happene
         np.testing.assert_array_equal(next(interrupted).frames, next(plain).frames)
 
 
+def test_encoding_ahead_saves_a_cut_work_and_changes_nothing(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode_frames = tiny_engine.codec.encode_frames
+    monkeypatch.setattr(tiny_engine.codec, "encode_frames", lambda frames: encoded.append(1) or encode_frames(frames))
+    plain, ahead = tiny_engine.stream(seed=1), tiny_engine.stream(seed=1)
+    ahead.encode_ahead()  # nothing runs yet
+    made = []
+    for stream in (plain, ahead):
+        stream.cut("a fox", num_chunks=2)
+        next(stream)
+        if stream is ahead:
+            stream.encode_ahead()
+        encoded.clear()
+        stream.cut("a bear", num_chunks=1)
+        made.append((next(stream).frames, len(encoded)))
+    np.testing.assert_array_equal(made[0][0], made[1][0])
+    assert made[1][1] == made[0][1] - 1
+
+
 def test_only_aired_frames_are_remembered_and_a_shot_that_nobody_saw_never_was(tiny_engine: Engine) -> None:
     stream = tiny_engine.stream()
     stream.cut("a fox", num_chunks=3)

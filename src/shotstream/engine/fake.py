@@ -109,6 +109,9 @@ class FakeStream(Stream):
         time.sleep(self.engine.config.open_ms / 1000)
         self._counter.chunk_index = 0
 
+    def encode_ahead(self) -> None:
+        """Pictures are drawn, not encoded."""
+
     def _replay(self, shot: _RunningShot, chunk: KeptChunk) -> NDArray[np.uint8]:
         frames = self._draw(shot, self._counter.chunk_index, chunk.caption)
         self._counter.chunk_index += 1

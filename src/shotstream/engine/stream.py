@@ -347,6 +347,14 @@ class Stream:
         memory.add_shown(running.shown.first(aired_frames))
         return memory.choose(self._compose(running.shot, running.steers, running.index))
 
+    def encode_ahead(self) -> None:
+        """Encode the running shot's first frame, which a cut is likely to remember, while there is time.
+
+        Nothing else changes: the next cut has its latents at hand, the same that it would have made.
+        """
+        if self._running is not None:
+            self._latents.of(self._running.shown.at(0)[0])
+
     def extend(self, num_chunks: int = EXTEND_CHUNKS) -> None:
         """Let the running shot run longer. Raises ValueError if there is none."""
         if self._running is None or num_chunks < 1:

@@ -422,6 +422,8 @@ class Worker:
         frames = _remembered(self._stream.preview_memory(aired_frames=aired))
         with self._changed:
             self._put(self._director.remembers(frames))
+        if isinstance(work, OpenShot):
+            self._stream.encode_ahead()
 
     # --------------------------------------------------------------------------------------------- with the lock held
 

@@ -228,22 +228,16 @@ def test_a_cut_from_another_thread_ends_the_running_chunk_between_passes(
     assert [frame.id for frame in chunk.context] == [(0, 0), (0, 8)]
 
 
-@pytest.mark.parametrize("wanted_checks", [0, 2, 4, 5])
-def test_an_unwanted_chunk_is_abandoned_and_made_again_as_if_nothing_had_happened(
-    tiny_engine: Engine, wanted_checks: int
-) -> None:
-    """Four checks are passes, the rest blocks of the decoder."""
+def test_an_unwanted_chunk_is_abandoned_and_made_again_as_if_nothing_had_happened(tiny_engine: Engine) -> None:
     plain, interrupted = tiny_engine.stream(seed=1), tiny_engine.stream(seed=1)
     for stream in (plain, interrupted):
         stream.cut("a fox", num_chunks=3)
         next(stream)
-    answers = iter([True] * wanted_checks)
-    interrupted.keep_going = lambda: next(answers, False)
+    interrupted.keep_going = lambda: False
     with pytest.raises(ChunkAbandoned):
         next(interrupted)
     interrupted.keep_going = lambda: True
-    for _ in range(2):
-        np.testing.assert_array_equal(next(interrupted).frames, next(plain).frames)
+    np.testing.assert_array_equal(next(interrupted).frames, next(plain).frames)
 
 
 def test_encoding_ahead_saves_a_cut_work_and_changes_nothing(

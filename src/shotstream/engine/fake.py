@@ -86,9 +86,6 @@ class _Counter:
     def open_shot(self, context: Context) -> None:
         self.chunk_index = 0
 
-    def take_back(self) -> None:
-        self.chunk_index -= 1
-
 
 class FakeStream(Stream):
     """A stream whose chunks are drawn instead of denoised."""

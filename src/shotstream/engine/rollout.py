@@ -170,10 +170,6 @@ class Rollout:
         self._pending, self.chunk_index = (clean, captions), chunk + 1
         return DenoisedChunk(clean, x_t, last)
 
-    def take_back(self) -> None:
-        """Forget the chunk that was made last: the next one is made in its place. Once after each `next_chunk`."""
-        self._pending, self.chunk_index = None, self.chunk_index - 1
-
     def restore_chunk(self, clean: Tensor, captions: CaptionKV) -> None:
         """Take a finished chunk's latents [B, F, C, h, w] as if just denoised (resume, branch, true history)."""
         with torch.no_grad():

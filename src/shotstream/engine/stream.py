@@ -207,8 +207,6 @@ class ShotMaker(Protocol):
 
     def open_shot(self, context: Context) -> None: ...
 
-    def take_back(self) -> None: ...
-
 
 @dataclass(frozen=True, kw_only=True)
 class _PendingCut:
@@ -462,7 +460,7 @@ class Stream:
             captions = self.engine.caption_kv(caption)
         latent = self._denoise(shot, captions, timings)
         with timings.measure("decode"):
-            frames = self._decode(latent)
+            frames = self.engine.codec.decode_chunk(latent, self._decoder)[0].cpu().numpy()
         shot.shown.add(frames, caption)
         return Chunk(
             frames=frames,
@@ -475,21 +473,6 @@ class Stream:
             context=shot.context,
             timings=timings,
         )
-
-    def _decode(self, latent: Tensor) -> npt.NDArray[np.uint8]:
-        """Frames of the chunk just denoised; ChunkAbandoned leaves everything as before the chunk."""
-        state = self._decoder.clone()
-        try:
-            frames: npt.NDArray[np.uint8] = self.engine.codec.decode_chunk(latent, state, self._check)[0].cpu().numpy()
-        except ChunkAbandoned:
-            self._maker.take_back()
-            raise
-        self._decoder = state
-        return frames
-
-    def _check(self) -> None:
-        if not self._wanted():
-            raise ChunkAbandoned(f"chunk {self.chunk_index - 1} was abandoned while it was decoded")
 
     def _context(self, shot: _RunningShot, caption: str) -> Context:
         """Encode the chosen frames. Too few are repeated; none is a story's beginning."""

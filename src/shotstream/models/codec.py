@@ -9,18 +9,10 @@ the codec was made for. One latent frame holds one pixel frame when it is the fi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-
-Check = Callable[[], None]
-"""Raises where work is no longer wanted."""
-
-
-def no_check() -> None:
-    """All work is wanted."""
 
 
 @runtime_checkable
@@ -59,11 +51,10 @@ class Codec(Protocol):
 
     def new_decoder_state(self, batch: int = 1) -> Any: ...
 
-    def decode_chunk(self, latents: Tensor, state: Any, check: Check = ...) -> Tensor:
+    def decode_chunk(self, latents: Tensor, state: Any) -> Tensor:
         """The next latents of a stream [B, F, C, h, w] to uint8 [B, T, H, W, 3]; `state` is updated in place.
 
-        T = 4 F - 3 for a fresh state, 4 F later. `check` is called now and then; where it raises, the work ends and the
-        state is of no more use.
+        T = 4 F - 3 for a fresh state, 4 F later.
         """
         ...
 
@@ -110,9 +101,8 @@ class ChunkedCodec(ABC, nn.Module):
         return self.decode_raw(latents, self.new_decoder_state(latents.shape[0])).clamp(0, 1)
 
     @torch.no_grad()
-    def decode_chunk(self, latents: Tensor, state: Any, check: Check = no_check) -> Tensor:
+    def decode_chunk(self, latents: Tensor, state: Any) -> Tensor:
         """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError."""
-        check()
         return to_uint8(self.decode_raw(latents, state))
 
 

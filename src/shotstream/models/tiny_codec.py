@@ -24,15 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shotstream.models.codec import (
-    Check,
-    ChunkedCodec,
-    check_batch,
-    check_latents,
-    check_pixels,
-    no_check,
-    split_frames,
-)
+from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, split_frames
 
 FORMAT = "shotstream.tiny_codec.1"
 
@@ -209,13 +201,13 @@ class Decoder(nn.Module):
         patches_NCHW = self.last(self._features(latents_BTCHW, state)).float() * 0.5 + 0.5
         return split_frames(F.pixel_shuffle(patches_NCHW, self.patch), state.batch)
 
-    def frames(self, latents_BTCHW: Tensor, state: TinyCodecState, check: Check = no_check) -> Tensor:
+    def frames(self, latents_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
         """The same, clamped and rounded, uint8 [B, T, H, W, 3]; without gradient.
 
         A chunk's floats take more time to move than its last convolution to compute. So that convolution puts its
         channels in the order of the screen, and each frame becomes bytes while it is in the cache.
         """
-        x_NCHW = self._features(latents_BTCHW, state, check)
+        x_NCHW = self._features(latents_BTCHW, state)
         order = torch.arange(3 * self.patch**2, device=x_NCHW.device).view(3, -1).t().flatten()
         assert self.last.bias is not None
         patches_NCHW = F.conv2d(x_NCHW, self.last.weight[order], self.last.bias[order], padding=1)
@@ -230,11 +222,11 @@ class Decoder(nn.Module):
         frames = frames.view(num, rows * self.patch, columns * self.patch, 3)
         return split_frames(frames, state.batch)
 
-    def _features(self, latents_BTCHW: Tensor, state: TinyCodecState, check: Check = no_check) -> Tensor:
+    def _features(self, latents_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
         x_NCHW: Tensor = self.first(latents_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         for index, level in enumerate(self.levels):
             x_NCHW = self.ups[index - 1](x_NCHW, state) if index else x_NCHW
-            x_NCHW = _run(level, x_NCHW, state, f"{index}", check)
+            x_NCHW = _run(level, x_NCHW, state, f"{index}")
         state.fresh = False
         return x_NCHW
 
@@ -265,10 +257,9 @@ def _levels(widths: tuple[int, ...], depths: tuple[int, ...], group: int) -> nn.
     )
 
 
-def _run(level: nn.Module, x_NCHW: Tensor, state: TinyCodecState, name: str, check: Check = no_check) -> Tensor:
+def _run(level: nn.Module, x_NCHW: Tensor, state: TinyCodecState, name: str) -> Tensor:
     assert isinstance(level, nn.ModuleList)
     for index, block in enumerate(level):
-        check()
         x_NCHW = block(x_NCHW, state, f"{name}.{index}")
     return x_NCHW
 
@@ -326,14 +317,11 @@ class TinyCodec(ChunkedCodec):
         return pixels
 
     @torch.no_grad()
-    def decode_chunk(self, latents: Tensor, state: TinyCodecState, check: Check = no_check) -> Tensor:
-        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError.
-
-        `check` is called before every block.
-        """
+    def decode_chunk(self, latents: Tensor, state: TinyCodecState) -> Tensor:
+        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError."""
         check_latents(latents, channels=self.latent_channels)
         check_batch(latents, state.batch)
-        frames: Tensor = self.decoder.frames(self.denormalise(latents.float()).to(self.dtype), state, check)
+        frames: Tensor = self.decoder.frames(self.denormalise(latents.float()).to(self.dtype), state)
         return frames
 
     def normalise(self, raw_BFCHW: Tensor) -> Tensor:

@@ -122,6 +122,17 @@ def test_important_cells_weigh_more_in_the_loss(library: LatentLibrary):
     assert batch.weight[0, 0, 0].tolist() == (1 + torch.eye(4)).tolist()
 
 
+def test_the_fewer_important_cells_a_frame_has_the_more_each_weighs(library: LatentLibrary):
+    config = replace(PLAIN, important_share=0.2, important_weight=2.0, largest_weight=8.0)
+    important = torch.zeros(1, 3, 12, 20, dtype=torch.bool)
+    important[0, 0, :2, :1], important[0, 1, :4, :4], important[0, 2, :10, :10] = True, True, True
+    one, some, many = Sampler(library, config).cell_weight(important)[0]
+    assert one.max() == 8.0
+    assert some[:4, :4].sum() == pytest.approx(0.2 * some.sum())
+    assert many.max() == 2.0
+    assert one.min() == some.min() == many.min() == 1.0
+
+
 def test_lone_frames_have_no_memory(library: LatentLibrary):
     batch = Sampler(library, replace(PLAIN, singles=1, context_frames=0)).batch(0, range(5))
     assert batch.context.shape[:2] == (5, 0)

@@ -242,7 +242,10 @@ class SamplerConfig:
     roundtrip: bool = True
     """Take the round-tripped version of a remembered frame where there is one."""
     important_weight: float = 2.0
-    """Loss weight of latent cells under a face or a hidden mark."""
+    """Least loss weight of latent cells under a face or a hidden mark."""
+    important_share: float = 0.15
+    """Their share of a frame's weight where they are few: a face in a wide shot is four cells of 240."""
+    largest_weight: float = 8.0
 
 
 class Plan(NamedTuple):
@@ -406,7 +409,7 @@ class Sampler:
         captions = [[number[c] for c in (*p.context_captions, *p.target_captions)] for p in plans]
         shots = [[*p.context_shots, *[p.shot] * len(p.target_captions)] for p in plans]
         target, important = self._target_latents(plans)
-        weight = 1 + (self.config.important_weight - 1) * important[:, :, None].float()
+        weight = self.cell_weight(important)[:, :, None]
         batch = Batch(
             context=self._context_latents(plans, noises),
             target=target,
@@ -416,6 +419,15 @@ class Sampler:
             weight=weight * self.library.channel_weight,
         )
         return Batch(*(t.to(self.device, non_blocking=True) for t in batch))
+
+    def cell_weight(self, important_BFhw: Tensor) -> Tensor:
+        """Loss weight of every cell, from which ones are important, bool [B, F, h, w]."""
+        config, cells = self.config, important_BFhw[0, 0].numel()
+        few = important_BFhw.sum((-2, -1), keepdim=True)
+        odds = config.important_share / (1 - config.important_share)
+        wanted = odds * (cells - few) / few.clamp(min=1)
+        heavy = wanted.clamp(config.important_weight, config.largest_weight)
+        return torch.where(important_BFhw, heavy, torch.ones(()))
 
     def _target_latents(self, plans: Sequence[Plan]) -> tuple[Tensor, Tensor]:
         """[B, F, C, h, w] latents and [B, F, h, w] marks of what matters most."""

@@ -102,3 +102,22 @@ def test_frames_of_an_endless_shot_are_thinned_but_the_last_is_kept() -> None:
     assert shown.at(199)[1] == "caption 199"
     assert shown.at(0)[1] == "caption 0"
     assert abs(int(shown.at(100)[0][0, 0, 0]) - 100) <= 16
+
+
+@pytest.mark.parametrize("aired", [None, 171, 3])
+def test_frames_of_an_endless_shot_are_remembered_under_their_own_numbers(aired: int | None) -> None:
+    shown = ShownFrames(limit=16)
+    for i in range(200):
+        shown.add(np.full((1, 2, 2, 3), i, np.uint8), "a fox")
+    memory = ShotMemory(6)
+    memory.add_shown(shown.first(aired))
+    taken_up = ShotMemory(6)
+    taken_up.recall(memory.kept(0))
+    for _ in range(3):
+        chosen = memory.choose("x")
+        assert [int(frame.pixels[0, 0, 0]) for frame in chosen if frame.id[0] == 0] == [
+            frame.id[1] for frame in chosen if frame.id[0] == 0
+        ]
+        assert [frame.id for frame in taken_up.choose("x")] == [frame.id for frame in chosen]
+        for one in (memory, taken_up):
+            one.add_shot(np.zeros((20, 2, 2, 3), np.uint8), ["the city"] * 20)

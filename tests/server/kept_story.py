@@ -41,12 +41,13 @@ class KeptStory:
         self.worker.submit(Viewers(count=1))
         self.worker.start()
 
-    def direct(self, cls: type[Any], *, replaces: bool = False, **rest: Any) -> None:
-        """Give a command."""
+    def direct(self, cls: type[Any], *, replaces: bool = False, **rest: Any) -> str:
+        """Give a command; returns its id."""
         id = f"c{next(_ids)}"
         self.worker.submit(cls(id=id, **rest))
         if issubclass(cls, (m.Start, m.Cut, m.Steer)) or (cls is m.Branch and rest.get("text")):
             self.worker.submit(Written(id=id, caption=rest["text"], replaces=replaces))
+        return id
 
     def hold(self) -> None:
         """Wait until the shot has run its length, and every command took effect."""
@@ -67,6 +68,10 @@ class KeptStory:
             self._woken.wait(0.01)
             self._woken.clear()
         raise AssertionError([type(event).__name__ for event in self.events])
+
+    def done(self, id: str) -> None:
+        """Wait until a command has ended."""
+        self.wait(lambda event: isinstance(event, m.Ended) and event.id == id)
 
     def close(self) -> None:
         self.worker.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,15 @@ from rich.console import Console
 from tests.server.kept_story import KeptStory, film_a_tree  # type: ignore[import-not-found]
 
 from shotstream.engine import messages as m
+from shotstream.engine.memory import ShownFrames
 from shotstream.engine.pictures import thumbnail
 from shotstream.engine.retelling import retell
 from shotstream.engine.stream import Engine
 from shotstream.generate import generate
 from shotstream.server.archive import StoryArchive
 from shotstream.server.export import NothingMade, captions, cut_list, decode, export, story, timeline
-from shotstream.story import compose_caption, read_story, write_story
+from shotstream.server.media import ChunkEncoder
+from shotstream.story import compose_caption, parse_story, read_story, story_yaml, write_story
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,84 @@ def test_a_cut_inside_a_shot_and_an_undone_steer_are_told_again_to_the_frame(
     assert [len(chunk.frames) for chunk in again] == [count for _, count in stored]
     for chunk, (one, _) in zip(again, stored, strict=True):
         np.testing.assert_array_equal(chunk.latent[0].numpy(), kept.archive.latent(one.node, one.chunk))
+    kept.close()
+
+
+def test_what_is_remembered_of_a_very_long_shot_is_told_again_to_the_frame(
+    tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShownFrames.__init__, "__defaults__", (16,))  # of a longer one few frames are kept
+    kept = KeptStory(tiny_engine, tmp_path / "data")
+    for shot in range(4):
+        kept.direct(m.Cut if shot else m.Start, text=f"place {shot}", num_chunks=40)
+        kept.wait(lambda event, shot=shot: isinstance(event, m.ChunkReady) and (event.shot, event.chunk) == (shot, 6))
+    clips = cut_list(kept.archive)
+    last = {clip.node + 1: clip.num_frames - 1 for clip in clips}
+    recalled = {node: kept.archive.remembered(node)[-1].id[1] for node in (2, 3, 4)}
+    assert any(recalled[node] < last[node] for node in recalled), "the last frames are there: nothing is tested"
+    again = list(retell(tiny_engine, story(kept.archive, clips)))
+    for chunk, (one, _) in zip(again, [piece for clip in clips for piece in clip.pieces], strict=True):
+        np.testing.assert_array_equal(chunk.latent[0].numpy(), kept.archive.latent(one.node, one.chunk))
+    kept.close()
+
+
+def _direct_at_random(kept: KeptStory, dice: random.Random, actions: int) -> None:
+    """Everything that leads to other frames, in any order, some of it in the middle of a shot."""
+    kept.done(kept.direct(m.Start, text="a fox", seed=3, num_chunks=3, global_caption="in the snow"))
+    for number in range(actions):
+        take = dice.choice(kept.archive.takes()).take
+        match dice.choice(["cut", "cut", "steer", "pin", "remove", "add", "branch", "go on", "retake", "undo"]):
+            case "cut":
+                id = kept.direct(m.Cut, text=f"place {number}", num_chunks=dice.randint(1, 3))
+            case "steer":
+                id = kept.direct(m.Steer, replaces=dice.random() < 0.4, text=f"word {number}")
+            case "pin" | "remove" as action if known := _remembered(kept):
+                frame = dice.choice(known)
+                id = kept.direct(m.Memory, action=action, frame=m.FrameRef(shot=frame.shot, frame=frame.frame))
+            case "branch":
+                text, chunk = f"way {number}", dice.randint(0, take.made_chunks)
+                id = kept.direct(m.Branch, node=take.node, chunk=chunk, text=text, num_chunks=dice.randint(1, 3))
+            case "go on":
+                kept.done(kept.direct(m.Branch, node=take.node, chunk=dice.randint(1, take.made_chunks)))
+                id = kept.direct(m.Extend, num_chunks=1)
+            case "retake":
+                id = kept.direct(m.Retake, node=take.node)
+            case "undo":
+                kept.done(kept.direct(m.Undo))
+                id = kept.direct(m.Extend, num_chunks=1)
+            case _:
+                picture = np.random.default_rng(number).integers(0, 255, (32, 64, 3), np.uint8)
+                id = kept.direct(m.Memory, action="add", picture=thumbnail(picture), caption=f"thing {number}")
+        if dice.random() < 0.7:
+            kept.done(id)
+    kept.done(id)
+
+
+def _remembered(kept: KeptStory) -> list[m.RememberedFrame]:
+    return [frame for frame in kept.worker.look()[1].memory if frame.shot >= 0]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_cut_list_of_any_story_is_told_again_to_the_bit(tiny_engine: Engine, tmp_path: Path, seed: int) -> None:
+    dice, kept = random.Random(seed), KeptStory(tiny_engine, tmp_path / "data")
+    _direct_at_random(kept, dice, actions=30)
+    kept.close()
+    kept = KeptStory(tiny_engine, tmp_path / "data")
+    nodes = [stored.take.node for stored in kept.archive.takes()]
+    encoder = ChunkEncoder(tiny_engine.preset.width, tiny_engine.preset.height)
+    for chosen in (None, nodes, dice.choices(nodes, k=5)):
+        clips = cut_list(kept.archive, chosen)
+        pieces = [piece for clip in clips for piece in clip.pieces]
+        again = list(retell(tiny_engine, parse_story(story_yaml(story(kept.archive, clips)))))
+        assert [len(chunk.frames) for chunk in again] == [count for _, count in pieces]
+        for chunk, (one, count) in zip(again, pieces, strict=True):
+            assert chunk.caption == one.caption
+            assert np.array_equal(chunk.latent[0].numpy(), kept.archive.latent(one.node, one.chunk)), (
+                one.node,
+                one.chunk,
+            )
+            if count == one.num_frames:
+                assert encoder.encode(chunk.frames) == kept.archive.media(one.node, one.chunk)
     kept.close()
 
 

@@ -6,6 +6,7 @@ evenly spaced, both ends included (ShotStream, arXiv 2603.25746).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -67,11 +68,12 @@ class ShownFrames:
         self._limit, self._stride = limit, 1
         self._frames: dict[int, tuple[npt.NDArray[np.uint8], str]] = {}
         self._last: tuple[npt.NDArray[np.uint8], str] | None = None
+        self._last_number = -1
 
     def add(self, frames_THWC: npt.NDArray[np.uint8], caption: str) -> None:
         """Append uint8 [T, H, W, 3], shown while `caption` was in force."""
         for frame in frames_THWC:
-            self._last = (frame, caption)
+            self._last, self._last_number = (frame, caption), self.num_frames
             if self.num_frames % self._stride == 0:
                 self._frames[self.num_frames] = self._last
             self.num_frames += 1
@@ -86,14 +88,19 @@ class ShownFrames:
         part = ShownFrames(self._limit)
         part.num_frames, part._stride = num_frames, self._stride
         part._frames = {i: frame for i, frame in self._frames.items() if i < num_frames}
-        part._last = self.at(num_frames - 1) if num_frames else None
+        if num_frames:
+            part._last, part._last_number = self.at(num_frames - 1), self.kept(num_frames - 1)
         return part
 
+    def kept(self, index: int) -> int:
+        """Number of the nearest kept frame at or before `index`."""
+        return self._last_number if index == self.num_frames - 1 else index - index % self._stride
+
     def at(self, index: int) -> tuple[npt.NDArray[np.uint8], str]:
-        """Frame `index` and its caption, or the nearest kept frame before it."""
+        """Frame `index` and its caption, or those of the nearest kept frame before it."""
         if index == self.num_frames - 1 and self._last is not None:
             return self._last
-        return self._frames[index - index % self._stride]
+        return self._frames[self.kept(index)]
 
 
 class ShotMemory:
@@ -135,7 +142,7 @@ class ShotMemory:
         if not shown.num_frames:
             return
         shot = self.num_shots
-        frames = {i: shown.at(i) for i in self._asked_for(1, shown.num_frames - 1)}
+        frames = {shown.kept(i): shown.at(i) for i in self._asked_for(1, shown.num_frames - 1)}
         self._shots.append(
             {i: MemoryFrame(id=(shot, i), pixels=p.copy(), caption=caption) for i, (p, caption) in frames.items()}
         )
@@ -158,7 +165,9 @@ class ShotMemory:
     def _thin(self) -> None:
         """Drop what no later rule can ask for: a longer story takes fewer frames of each shot."""
         for shot, kept in enumerate(self._shots):
-            asked = set(self._asked_for(self.num_shots, max(kept, default=0)))
+            numbers = sorted(kept)
+            wanted = self._asked_for(self.num_shots, max(kept, default=0))
+            asked = {numbers[max(0, bisect_right(numbers, index) - 1)] for index in wanted} if numbers else set()
             forgotten = shot < self.num_shots - self._max_shots
             self._shots[shot] = {} if forgotten else {i: frame for i, frame in kept.items() if i in asked}
 

@@ -240,6 +240,7 @@ def test_webvtt_has_a_cue_for_every_caption_in_force(kept: KeptStory) -> None:
     text = captions(kept.archive, cut_list(kept.archive))
     header, *cues = text.strip().split("\n\n")
     assert header == "WEBVTT"
+    assert len({cue.split("\n")[0] for cue in cues}) == len(cues), "a cue's name is its own"
     assert [cue.split("\n")[1:] for cue in cues] == [
         ["00:00:00.000 --> 00:00:00.562", "in the snow. a fox"],
         ["00:00:00.562 --> 00:00:01.312", "in the snow. a fox. he waves"],

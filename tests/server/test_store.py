@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -483,13 +484,24 @@ def test_a_story_of_forty_shots_takes_as_much_for_its_last_as_for_its_first(film
     assert again.ended("z").outcome == "applied"
 
 
+def _path_of(handle: int) -> str:
+    return os.readlink(f"/proc/self/fd/{handle}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="what is synced is looked up in /proc")
 def test_what_is_to_survive_the_machine_waits_for_the_disk(film: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr("shotstream.server.takefile.os.fsync", synced.append)
+    synced: list[str] = []
+    monkeypatch.setattr("shotstream.server.takefile.os.fsync", lambda at: synced.append(_path_of(at)))
     one = film(durable="power")
     one.give(m.Start, "a", text="a fox", num_chunks=3)
     one.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 2)
-    assert len(synced) >= 3, "once per chunk, before anybody was told"
+    folder = str(one.store.folder)
+    assert synced.count(f"{folder}/takes/1/1.take") >= 3, "once per chunk, before anybody was told"
+    assert {folder, f"{folder}/takes", f"{folder}/takes/1"} <= set(synced), "a file that cannot be found is lost, too"
+    one.holds()
+    one.store.duplicate("main", "copy")
+    assert f"{folder}/takes/2" in synced
+    assert any(path.endswith(".take") and ".copy-" in path for path in synced)
     assert one.store.database.row("PRAGMA synchronous")["synchronous"] == 2
 
 
@@ -518,7 +530,7 @@ def test_a_story_that_is_live_goes_on_while_it_is_copied_and_the_copy_has_it_all
     made = len(one.chunks)
     copied: list[int] = []
 
-    def slowly(source: Path, target: Path, stop: int) -> None:
+    def slowly(source: Path, target: Path, stop: int, **_: bool) -> None:
         append_up_to(source, target, stop)
         copied.append(stop)
         if len(copied) == 1:  # whoever holds the database here keeps the story from going on
@@ -542,7 +554,7 @@ def test_a_copy_that_was_cut_short_leaves_nothing_behind(
     one = _two_shots(film)
     folder = tmp_path / "data" / "takes"
 
-    def full(source: Path, target: Path, stop: int) -> None:
+    def full(source: Path, target: Path, stop: int, **_: bool) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store_module, "append_up_to", full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.server.conftest import ADDRESS, PRESET, House, Person  # type: ignore
 
 from shotstream.engine.fake import FakeConfig, FakeEngine
 from shotstream.server import protocol as p
+from shotstream.server import session
 from shotstream.server.app import ServeConfig, create_app
 from shotstream.server.store import Store, StoreConfig
 
@@ -63,6 +65,51 @@ def test_a_story_opens_paused_after_a_restart_and_every_missed_event_comes_once(
     assert told.items() <= kept.items(), "everything that was announced is kept, byte for byte"
     assert all(command.outcome for command in archive.commands())
     with_store.close()
+
+
+def test_what_was_pending_has_its_ending_as_soon_as_the_server_is_there_again(tmp_path: Path) -> None:
+    with serving(tmp_path) as house, house.enter() as session:
+        person = Person(session)
+        person.join()
+        person.give(p.Start, text="a fox", num_chunks=50)
+        person.wait(p.ChunkReady)
+        waits = person.give(p.Steer, text="he waves", at=p.At(shot=0, chunk=40))
+        person.wait(p.Accepted, lambda event: event.id == waits)
+    with serving(tmp_path) as house:  # nobody opens the story
+        given = {one["id"]: one for one in house.client.get("/api/stories/main/commands").json()}
+        assert (given[waits]["outcome"], given[waits]["reason"]) == ("failed", "the server was restarted")
+        assert all(one["outcome"] for one in given.values())
+
+
+def test_a_command_that_waits_for_a_slot_in_vain_is_ended_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "ABANDONED_S", 0.6)
+    with serving(tmp_path) as house, house.enter() as one:
+        person = Person(one)
+        person.join(story="first")
+        person.give(p.Start, text="a fox", num_chunks=50)
+        person.wait(p.ChunkReady)
+        for name in ("left", "there"):
+            body = {"kind": "start", "id": name, "text": "a bear", "num_chunks": 1}
+            assert house.client.post(f"/api/stories/{name}/commands", json=body).status_code == 202
+            if name == "left":
+                time.sleep(0.8)
+        person.ended(person.give(p.Stop))
+        for name, outcome in (("left", "failed"), ("there", "applied")):
+            ended = _ending(house, name)
+            assert ended["outcome"] == outcome, ended
+            assert outcome == "applied" or "nobody was there" in ended["reason"]
+
+
+def _ending(house: House, name: str) -> dict[str, str]:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        answer = house.client.get(f"/api/stories/{name}/commands")
+        if answer.status_code == 200 and (found := answer.json()) and found[0]["outcome"]:
+            return dict(found[0])
+        time.sleep(0.02)
+    raise AssertionError(f"{name} was forgotten")
 
 
 def test_a_retake_and_a_branch_at_the_socket(tmp_path: Path) -> None:

@@ -136,7 +136,9 @@ def _explain(_: Request, error: Exception) -> Response:
 @contextmanager
 def _store(config: ServeConfig, reached: Callable[[str], None]) -> Iterator[Store]:
     if config.data is not None:
-        yield Store(config.data, config.preset, reached=reached)
+        store = Store(config.data, config.preset, reached=reached)
+        store.settle()
+        yield store
         return
     with TemporaryDirectory(prefix="shotstream-") as folder:
         yield Store(StoreConfig(folder=Path(folder)), config.preset, reached=reached)

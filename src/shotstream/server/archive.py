@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -104,7 +103,7 @@ class StoryArchive(StoryReader):
                 if batch.edit is not None:
                     self._keep_edit(batch.edit)
                 self._keep_events(batch.events)
-                if self._file is not None and self._database.durable == "power" and (batch.chunks or batch.edit):
+                if self._file is not None and self._is_lasting and (batch.chunks or batch.edit):
                     self._file.sync()
         except ArchiveError:
             self._seq, self._story = seq, story
@@ -116,6 +115,11 @@ class StoryArchive(StoryReader):
         """Number events that are not kept; returns the number of the first."""
         self._seq += len(events)
         return self._seq - len(events) + 1
+
+    @property
+    def _is_lasting(self) -> bool:
+        """Whether what is kept is to survive the machine."""
+        return self._database.durable == "power"
 
     def _begin(self) -> None:
         if not self.exists:
@@ -334,6 +338,8 @@ class StoryArchive(StoryReader):
     def _file_of(self, node: int) -> TakeFile:
         if self._file is None or self._file_node != node:
             if self._file is not None:
+                if self._is_lasting:  # a batch may write into two of them
+                    self._file.sync()
                 self._file.close()
                 self._file = None
             self._file = TakeFile(self._path(node), self._committed_end(node), reached=self._reached)
@@ -378,8 +384,8 @@ class StoryArchive(StoryReader):
         """
         if not self.exists:
             return Saved()
+        self.end_what_was_pending()
         row = self._row()
-        self._end_what_was_pending(row)
         head = None
         if row["running"] and row["head"] is not None:
             head = replace(self._lineage.go_on(int(row["head"]), None), clock_frame=int(row["clock"]))
@@ -395,7 +401,9 @@ class StoryArchive(StoryReader):
             known_ids=tuple(one["id"] for one in reversed(ids)),
         )
 
-    def _end_what_was_pending(self, story: sqlite3.Row) -> None:
+    def end_what_was_pending(self) -> None:
+        """End the commands that a crash left without an ending. To be called while no worker is at it."""
+        story = self._row()
         goes_on = story["running"] and story["performance"]
         played = json.loads(story["performance"])["id"] + "-" if goes_on else None
         open_commands = self._database.rows(

@@ -349,9 +349,10 @@ def captions(archive: StoryArchive, clips: Sequence[Clip]) -> str:
     fps = archive.info().fps
     cues, start = ["WEBVTT"], 0
     for number, clip in enumerate(clips, start=1):
-        for text, pieces in groupby(clip.pieces, key=lambda piece: piece[0].caption):
+        for part, (text, pieces) in enumerate(groupby(clip.pieces, key=lambda piece: piece[0].caption), start=1):
             end = start + sum(num_frames for _, num_frames in pieces)
-            cues.append(f"shot {number}\n{_time(start / fps)} --> {_time(end / fps)}\n{_cue(text)}")
+            name = f"shot {number}" + (f", caption {part}" if part > 1 else "")  # no two cues may have the same
+            cues.append(f"{name}\n{_time(start / fps)} --> {_time(end / fps)}\n{_cue(text)}")
             start = end
     return "\n\n".join(cues) + "\n"
 

@@ -214,7 +214,9 @@ class Library:
         studio, show = self.studio, self.studio.shows.get(name)
         if show is not None:
             if show.viewers:
-                raise HTTPException(409, f"{len(show.viewers)} watch this story: it can be deleted when they have left")
+                count = f"{len(show.viewers)} pages or players" if len(show.viewers) > 1 else "a page or a player"
+                words = f"people watch this story, {count} in all: it can be deleted when they show something else"
+                raise HTTPException(409, words)
             del studio.shows[name]
             await show.close()
         if name in studio.shows:

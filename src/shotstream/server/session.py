@@ -284,6 +284,7 @@ class Show:
         queue = self._studio.queue
         if any(show is self and waiting.id == command.id for show, waiting in queue) or self.archive.knows(command.id):
             raise ValueError(f"id {command.id!r} was used before: every command needs an id of its own")
+        self._empty_since = self._studio.loop.time()  # whoever gives commands is there
         if isinstance(command, INTERRUPTIONS):
             self.interrupt(INTERRUPTED)
         if self.worker is None and self._studio.status.state == "error":
@@ -645,10 +646,14 @@ class Studio:
         admitted = False
         while self.queue and self._num_live() < self.slots:
             show, start = self.queue.pop(0)
-            if show.worker is not None and show.viewers:
-                with suppress(ValueError, ArchiveError):  # its id was used, or the disk is full: the others go on
+            if self.shows.get(show.name) is not show:  # it was deleted meanwhile
+                continue
+            with suppress(ValueError, ArchiveError):  # its id was used, or the disk is full: the others go on
+                if show.worker is not None and not show.is_abandoned:
                     show.submit(start)
-                admitted = True
+                    admitted = True
+                else:
+                    show.refuse(start, "nobody was there any more when its turn came: give it again")
         if admitted:
             self.announce_queue()
 

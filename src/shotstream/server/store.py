@@ -12,6 +12,7 @@ folder/takes/3/12.take  the bytes of take 12 of story 3: latents, media, picture
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -26,7 +27,9 @@ from shotstream.engine.archive import ArchiveError
 from shotstream.presets import Preset
 from shotstream.server.archive import StoryArchive, StoryInfo
 from shotstream.server.database import Database, Durable, explained
-from shotstream.server.takefile import append_up_to
+from shotstream.server.takefile import append_up_to, sync_folders
+
+log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "SHOTSTREAM_DATA"
 GIB = 2**30
@@ -81,6 +84,17 @@ class Store:
             shutil.rmtree(draft, ignore_errors=True)
         self._archives: dict[str, StoryArchive] = {}
         self._lock = threading.Lock()
+
+    def settle(self) -> None:
+        """End what the last server left pending, in every story: to be called before any of them is opened."""
+        rows = self.database.rows(
+            "SELECT DISTINCT name FROM story JOIN command ON command.story = story.id WHERE outcome IS NULL"
+        )
+        for row in rows:
+            try:
+                StoryArchive(self, row["name"], self._reached).end_what_was_pending()
+            except ArchiveError as error:  # a full disk, say: it is done when the story is opened
+                log.error("%s", error)
 
     def close(self) -> None:
         """Let others use the folder."""
@@ -148,6 +162,8 @@ class Store:
                 self._copy_bytes(number, draft)  # and what little was made since then
                 shutil.rmtree(self._takes(new), ignore_errors=True)  # of a copy that a crash cut short
                 draft.rename(self._takes(new))
+                if self.config.durable == "power":
+                    sync_folders(self._takes(new))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         with self._lock:
@@ -168,7 +184,8 @@ class Store:
         )
         for row in rows:
             name = f"{row['file']}.take"
-            append_up_to(self._takes(number) / name, folder / name, row["stop"])
+            is_lasting = self.config.durable == "power"
+            append_up_to(self._takes(number) / name, folder / name, row["stop"], is_lasting=is_lasting)
 
     def _copy_rows(self, number: int, copy: str) -> int:
         run = self.database.run

@@ -36,6 +36,7 @@ class TakeFile:
         """Args: end is where the committed bytes end. Raises: OSError; ArchiveError if the file is shorter."""
         self.path, self.end, self._reached = path, end, reached
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._is_new = not path.exists()
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         if os.fstat(self._handle).st_size < end:
             os.close(self._handle)
@@ -58,11 +59,26 @@ class TakeFile:
         os.ftruncate(self._handle, end)
 
     def sync(self) -> None:
-        """Wait until everything is on the disk."""
+        """Wait until everything is on the disk, and the file can be found there."""
         os.fsync(self._handle)
+        if self._is_new:
+            sync_folders(self.path.parent)
+            self._is_new = False
 
     def close(self) -> None:
         os.close(self._handle)
+
+
+def sync_folders(folder: Path) -> None:
+    """Wait until it is on the disk what lies in a folder, and in the two above it."""
+    if os.name == "nt":  # folders are kept with their files there
+        return
+    for path in (folder, *folder.parents[:2]):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_part(path: Path, part: Part) -> bytes:
@@ -82,14 +98,20 @@ def read_part(path: Path, part: Part) -> bytes:
     return data
 
 
-def append_up_to(source: Path, target: Path, stop: int) -> None:
-    """Add to a copy of a file what it lacks of the first `stop` bytes, as far as they are there. Raises OSError."""
+def append_up_to(source: Path, target: Path, stop: int, *, is_lasting: bool = False) -> None:
+    """Add to a copy of a file what it lacks of the first `stop` bytes, as far as they are there. Raises OSError.
+
+    is_lasting: whether to wait until they are on the disk.
+    """
     if not source.exists():
         return
     with source.open("rb") as read, target.open("ab") as write:
         read.seek(write.tell())
         while data := read.read(max(0, min(stop - write.tell(), _COPIED))):
             write.write(data)
+        if is_lasting:
+            write.flush()
+            os.fsync(write.fileno())
 
 
 def pack_picture(pixels_HWC: NDArray[np.uint8]) -> bytes:

@@ -32,14 +32,6 @@ def _store(folder: Path, preset: Preset) -> Store:
     return Store(StoreConfig(folder=folder), preset)
 
 
-def _read(folder: Path, preset: Preset) -> None:
-    store = _store(folder, preset)
-    try:
-        store.story("main").load()
-    finally:
-        store.close()
-
-
 def test_two_servers_on_one_folder(tmp_path: Path, tiny_preset: Preset) -> None:
     first = _store(tmp_path, tiny_preset)
     with pytest.raises(ArchiveError, match="another server uses"):
@@ -104,7 +96,7 @@ def test_a_database_that_was_damaged_in_the_middle(film: Open, tiny_preset: Pres
     data[4096:] = b"\xa5" * (len(data) - 4096)
     path.write_bytes(data)
     with pytest.raises(ArchiveError, match="is damaged"):
-        _read(tmp_path / "data", tiny_preset)
+        _store(tmp_path / "data", tiny_preset)
     assert list((tmp_path / "data" / "takes").rglob("*.take")), "the files of the takes are untouched"
 
 

@@ -218,6 +218,27 @@ def test_the_live_film_goes_on_through_cuts_and_pauses_in_even_time(server: str,
     _until(lambda: api.get("/api/stories/live").json()["viewers"] == 0)
 
 
+def test_players_made_of_ffmpegs_libraries_open_the_live_film_by_its_address(server: str) -> None:
+    """ffplay, mpv, and the Media Source of OBS, which gives such options."""
+    person = Person(server, "obs")
+    person.applied(person.give(p.Start, text="a fox", num_chunks=40))
+    options = {"reconnect": "1", "reconnect_at_eof": "1", "seekable": "0"}
+    begun, times = time.monotonic(), list[float]()
+    with av.open(f"{server}/stories/obs/live.mp4", options=options, timeout=20) as container:
+        assert (container.format.name, container.streams.video[0].codec_context.name) == (
+            "mov,mp4,m4a,3gp,3g2,mj2",
+            "h264",
+        )
+        for frame in container.decode(video=0):
+            times.append(float(frame.time))
+            if len(times) == 40:
+                break
+    assert times == pytest.approx([index / 16 for index in range(40)])
+    assert time.monotonic() - begun > 1.5, "in the time of the story, not ahead of it"
+    person.give(p.Stop)
+    person.leave()
+
+
 def test_pictures_that_a_cut_made_void_are_left_out() -> None:
     encoder = ChunkEncoder(64, 32)
     chunk = [encoder.encode(np.full((12, 32, 64, 3), shade, np.uint8)) for shade in (50, 200)]

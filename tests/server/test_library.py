@@ -129,7 +129,7 @@ def test_a_story_is_directed_over_rest(server: str, api: httpx.Client) -> None:
 
 def test_films_are_exported_with_any_cut_list(server: str, api: httpx.Client) -> None:
     _film(server, "film", "a fox", "the city").leave()
-    for format, start in (("yaml", b"name"), ("vtt", b"WEBVTT"), ("otio", b"{"), ("png", b"\x89PNG"), ("zip", b"PK")):
+    for format, start in (("yaml", b"# `shotstream generate --preset fake"), ("vtt", b"WEBVTT"), ("otio", b"{"), ("png", b"\x89PNG"), ("zip", b"PK")):
         answer = api.get(f"/api/stories/film/export.{format}")
         assert (answer.status_code, answer.content[: len(start)]) == (200, start)
         assert f'filename="film.{format}"' in answer.headers["content-disposition"]

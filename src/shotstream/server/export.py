@@ -50,6 +50,10 @@ MIME_TYPES: dict[Format, str] = {
     "vtt": "text/vtt",
     "zip": "application/zip",
 }
+_PROMISE = """\
+# `shotstream generate --preset {preset} -o film.mp4 THIS-FILE` makes the very same frames again: to the bit
+# where machine, weights and --threads are those that it was made with.
+"""
 MAX_CLIPS = 1000
 MAX_SHEET_ROWS = 200
 """A picture of more rows is larger than most programs open."""
@@ -118,7 +122,7 @@ def export(archive: StoryArchive, clips: Sequence[Clip], format: Format, path: P
         "zip": write_bundle,
     }
     texts: dict[Format, Callable[[StoryArchive, Sequence[Clip]], str]] = {
-        "yaml": lambda archive, clips: story_yaml(story(archive, clips)),
+        "yaml": story_file,
         "otio": timeline,
         "vtt": captions,
     }
@@ -200,6 +204,11 @@ def story(archive: StoryArchive, clips: Sequence[Clip]) -> Story:
     Shots that are not shown but remembered by one that is are in it, too.
     """
     return _Retold(archive, clips).story()
+
+
+def story_file(archive: StoryArchive, clips: Sequence[Clip]) -> str:
+    """The same as the text of a YAML file."""
+    return _PROMISE.format(preset=archive.info().preset) + story_yaml(story(archive, clips))
 
 
 class _Retold:

@@ -30,6 +30,7 @@ from shotstream.engine.worker import Encode, warm_up
 from shotstream.engine.writer import Composer, OpenAIConfig, OpenAIWriter, PassthroughWriter, TemplateWriter, Writer
 from shotstream.engine.writer import WriterName as WriterName
 from shotstream.presets import Preset
+from shotstream.server.audience import Viewer
 from shotstream.server.cards import Failure
 from shotstream.server.library import library_router
 from shotstream.server.media import ChunkEncoder
@@ -46,8 +47,9 @@ from shotstream.server.protocol import (
     to_json,
 )
 from shotstream.server.security import COOKIE, Access, Bucket, Guard, Security, SecurityConfig
-from shotstream.server.session import Broadcast, Show, Studio, Viewer
+from shotstream.server.session import Show
 from shotstream.server.store import Store, StoreConfig
+from shotstream.server.studio import Broadcast, Studio
 from shotstream.server.suggestions import suggestions
 from shotstream.server.video_jobs import VideoJobs
 from shotstream.server.videos import videos_router

@@ -52,8 +52,9 @@ from shotstream.server.live_mp4 import LiveFilm
 from shotstream.server.performer import INTERRUPTED, Performer
 from shotstream.server.protocol import Ack, Join, ProtocolError, parse
 from shotstream.server.security import COOKIE, Access, Bucket, Security
-from shotstream.server.session import Show, Studio
+from shotstream.server.session import Show
 from shotstream.server.store import Store
+from shotstream.server.studio import Studio
 from shotstream.story import Story, parse_story
 
 MAX_EXPORTS = 2

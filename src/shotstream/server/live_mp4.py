@@ -22,9 +22,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from shotstream.engine.worker import Encode
+from shotstream.server.audience import Viewer
 from shotstream.server.media import boxes
 from shotstream.server.protocol import MediaFlag, MediaHeader, unpack_media
-from shotstream.server.session import Broadcast, Show, Viewer
+from shotstream.server.session import Show
+from shotstream.server.studio import Broadcast
 
 Attended = Callable[[asyncio.Task[None]], AbstractContextManager[None]]
 

@@ -1,9 +1,8 @@
 """A live story and the people who watch it.
 
 Everything here runs on the event loop and computes nothing: commands go into the worker; what comes out is kept and
-numbered already (`archive.py`), and is handed to every viewer. A story that was kept from before opens paused. Events
-are never left out. Chunks are: a viewer that has not acknowledged three of them gets only the newest once it catches
-up, and is told about the gap.
+numbered already (`archive.py`), and is handed to every viewer (`audience.py`). A story that was kept from before opens
+paused. What the stories of one server share, and who waits for a slot, is in `studio.py`.
 """
 
 from __future__ import annotations
@@ -11,20 +10,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections import deque
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from shotstream.engine.archive import ArchiveError, Batch
-from shotstream.engine.direction import DirectorConfig, NotWritten, Viewers, Written
+from shotstream.engine.direction import NotWritten, Viewers, Written
 from shotstream.engine.director import Director
-from shotstream.engine.stream import Engine
-from shotstream.engine.turns import Turn
-from shotstream.engine.worker import Delivery, Encode, Pace, Worker
-from shotstream.engine.writer import Writer
+from shotstream.engine.worker import Delivery, Worker
 from shotstream.server.archive import StoryArchive
+from shotstream.server.audience import Packet, Viewer
 from shotstream.server.performer import INTERRUPTED, INTERRUPTIONS, Performer
 from shotstream.server.playing import Playing
 from shotstream.server.protocol import (
@@ -38,12 +35,10 @@ from shotstream.server.protocol import (
     Ended,
     Error,
     Event,
-    Gap,
     Hello,
     MediaFlag,
     MediaHeader,
     Metrics,
-    PresetInfo,
     Resume,
     Retake,
     ServerMessage,
@@ -54,133 +49,22 @@ from shotstream.server.protocol import (
     StorySnapshot,
     TreeChanged,
     Undo,
-    pack_media,
     to_json,
 )
-from shotstream.server.store import Store
+
+if TYPE_CHECKING:
+    from shotstream.server.studio import Studio
 
 log = logging.getLogger(__name__)
 
-CREDITS = 3
-"""Chunks that may be on their way to a viewer without having been acknowledged."""
-MAX_BACKLOG = 4096
-"""A viewer that is so many events behind is disconnected; it can come back and resume."""
 POLL_S = 0.05
 METRICS_S = 2.0
 ABANDONED_S = 30.0
 """A story that nobody has watched for so long gives its slot to one that somebody wants to begin."""
-REAL_TIME_RATE = 21.0
-"""Frames per second of work that one live story is given: 16, and air for cuts."""
 
 _NEEDS_A_SLOT = (Start, Resume, Branch, Retake, Undo)
 _Written = Start | Cut | Steer | Branch
 """What a writer has to put into words."""
-
-Role = Literal["director", "watcher"]
-Send = Callable[[str | bytes], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Packet:
-    """A chunk as it is sent to everybody."""
-
-    header: MediaHeader
-    payload: bytes
-
-    def message(self, flags: int = 0) -> bytes:
-        return pack_media(replace(self.header, flags=self.header.flags | flags), self.payload)
-
-
-class Viewer:
-    """One connection: what is still to be sent to it, and what it has acknowledged."""
-
-    def __init__(self, id: str, role: Role, send: Send) -> None:
-        self.id, self.role, self._send = id, role, send
-        self.gaps = 0
-        self.overrun = False
-        """Too many events are waiting: the connection should be closed."""
-        self._events: deque[str | bytes] = deque()
-        self._unsent: deque[tuple[Packet, int]] = deque()
-        self._unacknowledged: deque[int] = deque()
-        self._something = asyncio.Event()
-
-    def tell(self, *messages: str | bytes) -> None:
-        """Send these, in order; they are never left out."""
-        self._events.extend(messages)
-        self.overrun = self.overrun or len(self._events) > MAX_BACKLOG
-        self._something.set()
-
-    def show(self, packet: Packet, flags: int = 0) -> None:
-        """Send a chunk, if the viewer keeps up."""
-        self._unsent.append((packet, flags))
-        self._drop_what_is_too_much()
-        self._something.set()
-
-    def acknowledge(self, sequence: int) -> None:
-        """The chunk with this number and all before it arrived."""
-        while self._unacknowledged and self._unacknowledged[0] <= sequence:
-            self._unacknowledged.popleft()
-        self._something.set()
-
-    async def run(self) -> None:
-        """Send until cancelled, or until the connection is lost."""
-        while not self.overrun:
-            await self._something.wait()
-            self._something.clear()
-            while (message := self._next()) is not None:
-                await self._send(message)
-
-    def _next(self) -> str | bytes | None:
-        if self._events:
-            return self._events.popleft()
-        if self._unsent and len(self._unacknowledged) < CREDITS:
-            packet, flags = self._unsent.popleft()
-            self._unacknowledged.append(packet.header.sequence)
-            return packet.message(flags)
-        return None
-
-    def _drop_what_is_too_much(self) -> None:
-        """Without credits only the newest chunk waits; chunks before a break of the clock are void anyway."""
-        credits = max(0, CREDITS - len(self._unacknowledged))
-        newest = self._unsent[-1][0].header.epoch
-        dropped = []
-        while len(self._unsent) > max(1, credits) or self._unsent[0][0].header.epoch != newest:
-            dropped.append(self._unsent.popleft()[0].header)
-        if dropped:
-            self.gaps += len(dropped)
-            self.tell(
-                to_json(
-                    Gap(
-                        first_sequence=dropped[0].sequence,
-                        last_sequence=dropped[-1].sequence,
-                        num_frames=sum(header.num_frames for header in dropped),
-                    )
-                )
-            )
-
-
-@dataclass
-class Counters:
-    """For /metrics; they only go up."""
-
-    commands: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By kind and outcome."""
-    chunks: int = 0
-    late_chunks: int = 0
-    gaps: int = 0
-    joins: int = 0
-    refused: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Broadcast:
-    """What every story of a server sends in the same form."""
-
-    preset: PresetInfo
-    init_segment: bytes
-    slate: bytes
-    slate_frames: int
-    new_encoder: Callable[[], Encode]
 
 
 class Show:
@@ -509,181 +393,6 @@ class Show:
             task.cancel()
         if self.worker is not None:
             await asyncio.to_thread(self.worker.close)
-
-
-class Studio:
-    """All live stories of one server: the engine they share, the slots there are, who waits for one."""
-
-    def __init__(
-        self,
-        broadcast: Broadcast,
-        store: Store,
-        *,
-        writer_name: str,
-        max_stories: int = 16,
-        reached: Callable[[str], None] = lambda point: None,
-    ) -> None:
-        self.broadcast, self.store = broadcast, store
-        self.writer_name, self._max_stories, self._reached = writer_name, max_stories, reached
-        self.loop = asyncio.get_running_loop()
-        self.status = Status(state="loading")
-        self.shows: dict[str, Show] = {}
-        self.queue: list[tuple[Show, Command]] = []
-        self.counters = Counters()
-        self.slots = 0
-        self.writer: Writer | None = None
-        self._engine: Engine | None = None
-        self._pace: Pace | None = None
-        self.turn = Turn()
-        self._closing: set[asyncio.Task[None]] = set()
-
-    @property
-    def engine(self) -> Engine | None:
-        """None until it is warm."""
-        return self._engine
-
-    def show(self, name: str) -> Show:
-        """The story of this name.
-
-        Raises: ValueError where there are too many already, ArchiveError if it cannot be read.
-        """
-        if name not in self.shows:
-            if len(self.shows) >= self._max_stories:
-                self._forget_one()
-            self.shows[name] = Show(name, self)
-            self._equip(self.shows[name])
-        return self.shows[name]
-
-    def _forget_one(self) -> None:
-        for name, show in self.shows.items():
-            if not show.viewers and not show.is_live:
-                self._forget(name)
-                return
-        raise ValueError(f"there are {self._max_stories} stories already: join one of them")
-
-    def _forget(self, name: str) -> None:
-        """Whoever asks for this story gets it from the store again."""
-        show = self.shows.pop(name)
-        if show.worker is not None:
-            show.worker.end()
-        closing = self.loop.create_task(show.close())
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-
-    def set_status(self, status: Status) -> None:
-        """Loading, warming, ready, or why not."""
-        self.status = status
-        for show in self.shows.values():
-            show.set_status(status)
-
-    def fail(self, reason: str) -> None:
-        """There will be no engine."""
-        self.set_status(Status(state="error", detail=reason[:500]))
-        for show, start in self.queue:
-            show.refuse(start, reason)
-        self.queue.clear()
-
-    def open(self, engine: Engine, writer: Writer, pace: Pace, slots: int | None = None) -> None:
-        """The engine is warm: let the stories run."""
-        self._engine, self._pace, self.writer, self.writer_name = engine, pace, writer, writer.name
-        self.slots = slots or max(1, int(pace.frames_per_second / REAL_TIME_RATE))
-        for show in self.shows.values():
-            self._equip(show)
-        self.set_status(Status(state="idle"))
-        self.room_may_be_free()
-
-    def _equip(self, show: Show) -> None:
-        if self._engine is None or self._pace is None or self.writer is None:
-            return
-        preset = self.broadcast.preset
-        config = DirectorConfig(
-            fps=preset.fps,
-            first_frames=preset.first_chunk_frames,
-            chunk_frames=preset.chunk_frames,
-            shot_chunks=preset.chunks_per_shot,
-            expected_open_s=self._pace.open_s,
-            expected_chunk_s=self._pace.chunk_s,
-        )
-        encode = self.broadcast.new_encoder()
-        try:
-            worker = Worker(
-                self._engine,
-                self.writer,
-                encode,
-                config=config,
-                wake=show.wake,
-                turn=self.turn,
-                archive=show.archive,
-                reached=self._reached,
-            )
-        except ArchiveError as error:
-            show.set_status(Status(state="error", detail=str(error)))
-            return
-        show.begin(worker)
-
-    # ------------------------------------------------------------------------------------------------------------ slots
-
-    def has_room_for(self, show: Show) -> bool:
-        """Whether a story may run: it is running already, or a slot is free and nobody waits for it."""
-        if show.is_live:
-            return True
-        return show.worker is not None and self._num_live() < self.slots and not self.queue
-
-    def _num_live(self) -> int:
-        return sum(show.is_live for show in self.shows.values())
-
-    def is_waiting(self, show: Show) -> bool:
-        """Whether a story waits for a slot."""
-        return any(waiting is show for waiting, _ in self.queue)
-
-    def room_may_be_free(self) -> None:
-        """Let those who wait begin, in order."""
-        if self.queue:
-            self.loop.call_soon(self._admit)
-
-    def _admit(self) -> None:
-        self._end_unwatched()
-        admitted = False
-        while self.queue and self._num_live() < self.slots:
-            show, start = self.queue.pop(0)
-            if self.shows.get(show.name) is not show:  # it was deleted meanwhile
-                continue
-            with suppress(ValueError, ArchiveError):  # its id was used, or the disk is full: the others go on
-                if show.worker is not None and not show.is_abandoned:
-                    show.submit(start)
-                    admitted = True
-                else:
-                    show.refuse(start, "nobody was there any more when its turn came: give it again")
-        if admitted:
-            self.announce_queue()
-
-    def _end_unwatched(self) -> None:
-        """Somebody waits: a story that nobody watches gives its slot away, and opens paused when it is wanted again."""
-        for name, show in list(self.shows.items()):
-            if self.queue and self.slots and show.is_live and show.is_abandoned:
-                self._forget(name)
-
-    def status_of(self, show: Show) -> Status:
-        """What to tell the viewers of a story that is not running."""
-        for position, (waiting, _) in enumerate(self.queue, start=1):
-            if waiting is show and self.slots:
-                detail = f"{self.slots} {'story is' if self.slots == 1 else 'stories are'} live already"
-                return Status(state="queued", queue_position=position, detail=detail)
-        return self.status
-
-    def announce_queue(self) -> None:
-        for show, _ in self.queue:
-            show.set_status(self.status_of(show))
-        self.room_may_be_free()
-
-    def unauthorized(self) -> str:
-        """Count a refusal; what to answer."""
-        self.counters.refused += 1
-        return to_json(Error(code="unauthorized", message="this server needs its token, or a watch link", fatal=True))
-
-    async def close(self) -> None:
-        await asyncio.gather(*(show.close() for show in self.shows.values()))
-        self.store.close()
 
 
 def _last_packet(archive: StoryArchive, node: int, chunk: int) -> Packet:

@@ -27,7 +27,7 @@ from shotstream.engine.rollout import ChunkAbandoned
 from shotstream.engine.stream import Engine, Stream
 from shotstream.engine.video import VideoWriter
 from shotstream.engine.writer import Writer
-from shotstream.server.session import Studio
+from shotstream.server.studio import Studio
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import time
 from collections.abc import Iterator
+from typing import get_args
 
 import av
 import httpx
@@ -129,7 +131,13 @@ def test_a_story_is_directed_over_rest(server: str, api: httpx.Client) -> None:
 
 def test_films_are_exported_with_any_cut_list(server: str, api: httpx.Client) -> None:
     _film(server, "film", "a fox", "the city").leave()
-    for format, start in (("yaml", b"# `shotstream generate --preset fake"), ("vtt", b"WEBVTT"), ("otio", b"{"), ("png", b"\x89PNG"), ("zip", b"PK")):
+    for format, start in (
+        ("yaml", b"# `shotstream generate --preset fake"),
+        ("vtt", b"WEBVTT"),
+        ("otio", b"{"),
+        ("png", b"\x89PNG"),
+        ("zip", b"PK"),
+    ):
         answer = api.get(f"/api/stories/film/export.{format}")
         assert (answer.status_code, answer.content[: len(start)]) == (200, start)
         assert f'filename="film.{format}"' in answer.headers["content-disposition"]
@@ -261,6 +269,12 @@ def test_the_routes_are_documented(api: httpx.Client) -> None:
     paths = api.get("/openapi.json").json()["paths"]
     assert {"get", "patch", "delete"} <= paths["/api/stories/{name}"].keys()
     assert "get" in paths["/stories/{name}/live.mp4"]
+    body = paths["/api/stories/{name}/commands"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    commands = {one["properties"]["kind"]["const"]: one for one in body["oneOf"]}
+    assert commands.keys() == {command.kind for command in get_args(p.Command)}
+    assert commands["start"]["properties"].keys() == {"kind", "id", "text", "global_caption", "seed", "num_chunks"}
+    assert commands["cut"]["properties"]["at"]["anyOf"][0]["properties"].keys() == {"shot", "chunk"}
+    assert "#/$defs/" not in json.dumps(body)
     assert PRESET.name == api.get("/api/stories").json()[0]["preset"]
 
 

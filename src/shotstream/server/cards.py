@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, Field
 
-from shotstream.engine.messages import MAX_COUNT, MAX_ID, MAX_TEXT, Command, Outcome
+from shotstream.engine.messages import Outcome
 from shotstream.server.archive import StoredChunk, StoredCommand, StoredTake, StoryArchive
 from shotstream.server.protocol import PresetInfo
+from shotstream.server.schema import command_schema
 from shotstream.story import Shot, Story
 
 COMMAND_BODY = {
     "required": True,
     "description": "A command as the socket takes it, see the protocol",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["kind", "id"],
-                "properties": {
-                    "kind": {"enum": [command.kind for command in get_args(Command)]},
-                    "id": {"type": "string", "maxLength": MAX_ID},
-                    "text": {"type": "string", "maxLength": MAX_TEXT},
-                    "node": {"type": "integer", "minimum": 1, "maximum": MAX_COUNT},
-                    "chunk": {"type": "integer", "minimum": 0, "maximum": MAX_COUNT},
-                    "num_chunks": {"type": "integer", "minimum": 1, "maximum": 1000},
-                },
-            }
-        }
-    },
+    "content": {"application/json": {"schema": command_schema()}},
 }
 
 

@@ -50,6 +50,22 @@ def json_schema() -> dict[str, Any]:
     }
 
 
+def command_schema() -> dict[str, Any]:
+    """Any command, without references to elsewhere: for OpenAPI."""
+    return {"oneOf": [_inlined(_object(cls)) for cls in get_args(Command)]}
+
+
+def _inlined(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_inlined(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        part = next(cls for cls in _all_classes(get_args(Command)) if schema["$ref"].endswith(f"/{cls.__name__}"))
+        return {**_object(part), **{key: _inlined(value) for key, value in schema.items() if key != "$ref"}}
+    return {key: _inlined(value) for key, value in schema.items()}
+
+
 def _object(cls: type[Any]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     kind = getattr(cls, "kind", None)

@@ -48,7 +48,7 @@ SHOTS = (
 BRANCHES = 3
 COPIES = 3
 WARM_UP = "warm-up"
-"""A short story that every server goes on with first: what it takes once for all stories is in no measurement."""
+"""Short stories, of which every server goes on with one first: what it takes once, for all, is in no measurement."""
 SETTLE_S = 2.0
 FILMED_FPS = 100_000
 """Of the story clock while filming: it never waits for what was made to be watched."""
@@ -164,7 +164,8 @@ def film(engine: Engine, folder: Path, lengths: Sequence[int], num_chunks: int) 
             for copy in range(1, COPIES + 1):
                 store.duplicate(NAME, story_name(number + 1, copy))
             if number + 1 == min(lengths):
-                store.duplicate(NAME, WARM_UP)
+                for later in lengths:
+                    store.duplicate(NAME, f"{WARM_UP}-{later}")
             kept[number + 1] = _kept(store, story_name(number + 1, 1))
     filming.close()
     store.close()
@@ -229,7 +230,7 @@ def open_all(preset: str, folder: Path, shots: int, kept: Kept) -> list[Row]:
         for number in range(2):  # the first of everything takes longer
             with joined(server, f"empty-{number}"):
                 pass
-        with joined(server, WARM_UP) as (socket, _):
+        with joined(server, f"{WARM_UP}-{shots}") as (socket, _):
             go_on(socket)
             stop(socket)
         before = settled_mb(server)

@@ -523,6 +523,15 @@ def test_stories_can_be_listed_renamed_copied_and_deleted(film: Open, tmp_path: 
     assert not list((tmp_path / "data" / "takes").iterdir())
 
 
+def test_what_is_pending_when_a_story_is_copied_stays_so_and_is_ended_in_the_copy(film: Open) -> None:
+    one = _two_shots(film)
+    one.give(m.Steer, "p", text="he waves", at=m.At(shot=1, chunk=30))
+    one.store.duplicate("main", "copy")
+    ends = {name: {c.id: c.outcome for c in one.store.story(name).commands()} for name in ("main", "copy")}
+    assert (ends["main"]["p"], ends["copy"]["p"]) == (None, "failed")
+    assert all(ends["copy"].values())
+
+
 def test_a_story_that_is_live_goes_on_while_it_is_copied_and_the_copy_has_it_all(
     film: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

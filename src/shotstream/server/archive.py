@@ -401,7 +401,7 @@ class StoryArchive(StoryReader):
             known_ids=tuple(one["id"] for one in reversed(ids)),
         )
 
-    def end_what_was_pending(self) -> None:
+    def end_what_was_pending(self, reason: str = RESTARTED) -> None:
         """End the commands that a crash left without an ending. To be called while no worker is at it."""
         story = self._row()
         goes_on = story["running"] and story["performance"]
@@ -413,7 +413,7 @@ class StoryArchive(StoryReader):
             endings = [
                 Ended(id=row["id"], command=row["kind"], outcome="superseded", reason=GIVEN_AGAIN)
                 if played is not None and row["id"].startswith(played)
-                else Ended(id=row["id"], command=row["kind"], outcome="failed", reason=RESTARTED)
+                else Ended(id=row["id"], command=row["kind"], outcome="failed", reason=reason)
                 for row in open_commands
             ]
             self.record(Batch(events=endings))

@@ -46,7 +46,7 @@ class Playing:
 
     async def take_up(self, worker: Worker, snapshot: StorySnapshot) -> None:
         """Go on with what a server left behind; like its story, it waits until somebody resumes."""
-        note = self._left
+        note, goes_on = self._left, worker.dormant  # now: it may have been resumed until the file is read
         if not note:
             return
         card = snapshot.shots[-1] if snapshot.shots else None
@@ -62,7 +62,7 @@ class Playing:
         if not self._left:  # a director took over meanwhile
             return
         self._left, self._performer = "", performer
-        if worker.dormant:
+        if goes_on:
             worker.say([PerformanceChanged(performance=performer.performance)])
             self.give(worker)
         else:  # nothing of it was on air yet, or the story was stopped

@@ -31,6 +31,7 @@ from shotstream.server.takefile import append_up_to, sync_folders
 
 log = logging.getLogger(__name__)
 
+COPIED = "it was pending when the story was copied"
 DATA_VARIABLE = "SHOTSTREAM_DATA"
 GIB = 2**30
 _DRAFT = ".copy-"
@@ -166,6 +167,7 @@ class Store:
                     sync_folders(self._takes(new))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+        StoryArchive(self, copy, self._reached).end_what_was_pending(COPIED)
         with self._lock:
             self._archives.pop(copy, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,18 @@ from shotstream.recipes import ship
 
 def test_shipping_keeps_config_recipe_and_step(tiny_dit: DiT, tmp_path: Path) -> None:
     source, target = tmp_path / "weights.safetensors", tmp_path / "package" / "student.safetensors"
-    save_dit(source, tiny_dit, dtype=torch.float32, recipe='{"part": "real"}', step="7")
+    save_dit(
+        source,
+        tiny_dit,
+        dtype=torch.float32,
+        recipe='{"part": "real", "trainer": {"out": "/home/me/runs/c1"}}',
+        step="7",
+    )
     assert ship.main([str(source), "--to", str(target)]) == 0
     tensors, metadata = read_tensors(target)
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
-    assert (metadata["recipe"], metadata["step"]) == ('{"part": "real"}', "7")
+    assert json.loads(metadata["recipe"]) == {"part": "real", "trainer": {"out": "runs/c1"}}
+    assert metadata["step"] == "7"
     assert load_dit(target).config == tiny_dit.config
 
 

@@ -2,15 +2,18 @@
 
     python -m shotstream.recipes.ship runs/d2/weights.safetensors --to weights/storyworld/student.safetensors
 
-Config, recipe and step go along in the metadata, so that training can go on from the shipped file alone.
+Config, recipe and step go along in the metadata, so that training can go on from the shipped file alone. Of absolute
+paths in the recipe only the last name is kept: the others tell of one machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shotstream.models.checkpoint import load_dit, read_tensors, save_dit
 
@@ -28,8 +31,17 @@ def ship(source: Path, target: Path) -> int:
         raise ValueError(f"{source} would be {size / 1e6:.1f} MB in bfloat16, a shipped file may have 16 MB")
     _, metadata = read_tensors(source)
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_dit(target, model, recipe=metadata.get("recipe", ""), step=metadata.get("step", ""))
+    recipe = json.dumps(_without_folders(json.loads(metadata.get("recipe") or "{}")))
+    save_dit(target, model, recipe=recipe, step=metadata.get("step", ""))
     return target.stat().st_size
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_folders(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part) for part in value]
+    return f"runs/{Path(value).name}" if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -325,6 +325,8 @@ def test_no_request_ends_in_a_server_error(server: Server, bystander: Bystander)
         @given(case=operation.as_strategy())
         @REST_SETTINGS
         def ask(case: Any) -> None:
+            if case.operation.path.endswith("live.mp4"):  # of a story that there is it never ends
+                case.path_parameters["name"] = f"{case.path_parameters['name']}-without-end"[-64:]
             answer = case.call()
             assert answer.status_code < 500, f"{answer.request.method} {answer.request.url}: {answer.text[:300]}"
 

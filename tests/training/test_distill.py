@@ -238,11 +238,38 @@ def test_guidance_of_one_changes_nothing_and_more_does(library: LatentLibrary):
         losses[guidance] = next(iter(stage.losses(batch, 0)))
         output = stage.output(batch)
         if guidance == 1:
-            clean, noise = stage._wanted(batch, output)
+            clean, noise = stage._wanted(batch, output, None)
             assert clean is batch.data.target
             assert noise is batch.noise
     assert losses[1.0].logs["velocity_loss"] == losses[2.0].logs["velocity_loss"]
     assert losses[1.0].value != losses[2.0].value
+
+
+def test_own_history_is_read_by_later_chunks_only_and_carries_no_gradient(library: LatentLibrary):
+    sampler = Sampler(library, replace(SHOTS, captions_only=False))
+    stages = [
+        RealCausalStage(
+            lively(0), CausalConfig(timesteps=TIMESTEPS, chunk_frames=2, own_history=share), sampler=sampler
+        )
+        for share in (0.0, 1.0)
+    ]
+    batch = stages[0].batch(0, range(3))
+    assert stages[0]._history(batch, 0) is None
+    history = stages[1]._history(batch, 0)
+    assert history is not None
+    assert not history.requires_grad
+    of_data, of_own = stages[1].output(batch), stages[1].output(batch, history=history)
+    torch.testing.assert_close(of_own[:, :2], of_data[:, :2])
+    assert (of_own[:, 2:] - of_data[:, 2:]).abs().max() > 1e-3
+    assert torch.equal(stages[1].output(batch, history=batch.data.target), of_data)
+    assert next(iter(stages[0].losses(batch, 0))).value != next(iter(stages[1].losses(batch, 0))).value
+
+
+def test_own_history_must_be_a_share_of_steps_with_clean_history():
+    with pytest.raises(ValueError, match="share"):
+        CausalConfig(own_history=2.0)
+    with pytest.raises(ValueError, match="clean"):
+        CausalConfig(own_history=0.5, history="noisy")
 
 
 def test_the_teacher_judges_with_what_noise_it_was_given(library: LatentLibrary):

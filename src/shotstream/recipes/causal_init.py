@@ -152,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watching.add_flags(flags)
     flags.add_argument("part", choices=("real", "pairs", "ode"))
     flags.add_argument("--guidance", type=float, help="pairs: of the teacher; real: what the student imitates; 1: none")
+    flags.add_argument("--own-history", type=float, help="real: share of steps whose history the student draws itself")
     flags.add_argument("--count", type=int, default=600, help="trajectories")
     given = flags.parse_args(arguments)
     start(given)
@@ -162,6 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))
             if given.part == "real" and given.guidance is not None:
                 recipe = with_guidance(recipe, given.guidance)
+            if given.part == "real" and given.own_history is not None:
+                recipe = replace(recipe, causal=replace(recipe.causal, own_history=given.own_history))
             run(recipe, world)
             return 0
         if given.init is None:

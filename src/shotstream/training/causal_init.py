@@ -53,7 +53,16 @@ class CausalConfig:
     without text must be among the data.
     """
 
+    own_history: float = 0.0
+    """Real shots: share of the steps at which chunks read what the student itself draws for the chunks before them,
+    one pass from noise, instead of the data. The target stays the data: the student learns to put right what it did
+    wrong. History is then read without gradient."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.own_history <= 1:
+            raise ValueError(f"own_history is a share from 0 to 1, got {self.own_history}")
+        if self.own_history and self.history != "clean":
+            raise ValueError('own_history needs history="clean": noisy chunks serve as history as they are')
         if self.guidance < 1:
             raise ValueError(f"guidance must be at least 1, got {self.guidance}")
         if list(self.timesteps) != sorted(self.timesteps, reverse=True) or not self.timesteps:
@@ -87,13 +96,16 @@ def block_causal_output(
     captions: CaptionKV,
     config: CausalConfig,
     *,
+    history: Tensor | None = None,
     detached_history: bool = False,
 ) -> Tensor:
     """The raw answer for every noisy frame, [B, F, C, h, w], each chunk reading context, history and itself.
 
-    Args: data.target is the clean history; detached_history cuts the gradient into context and history.
+    Args: history [B, F, C, h, w] is what the chunks before are taken to have been, None: data.target;
+        detached_history cuts the gradient into context and history.
     """
-    copied = data.target[:, : -config.chunk_frames] if config.history == "clean" else data.target[:, :0]
+    history = data.target if history is None else history
+    copied = history[:, : -config.chunk_frames] if config.history == "clean" else history[:, :0]
     remembered, copies, frames = data.context.shape[1], copied.shape[1], noisy.shape[1]
     timesteps = torch.cat([sigma.new_zeros(len(sigma), remembered + copies), sigma * TIMESTEP_SCALE], dim=1)
     order = torch.cat([torch.arange(remembered + copies), remembered + torch.arange(frames)]).to(noisy.device)
@@ -157,10 +169,11 @@ class CausalStage:
     def pictures(self, step: int) -> dict[str, np.ndarray]:
         return {}
 
-    def output(self, batch: CausalBatch, *, blank: bool = False) -> Tensor:
-        """Raw answer for the noisy frames; `blank`: as if nothing had been asked for."""
+    def output(self, batch: CausalBatch, *, blank: bool = False, history: Tensor | None = None) -> Tensor:
+        """Raw answer for the noisy frames; `blank`: as if nothing had been asked for; history None: the data."""
         captions = self.model.encode_captions(torch.zeros_like(batch.data.text) if blank else batch.data.text)
-        return block_causal_output(self.model, batch.data, batch.noisy, batch.sigma, captions, self.config)
+        noisy, sigma = batch.noisy, batch.sigma
+        return block_causal_output(self.model, batch.data, noisy, sigma, captions, self.config, history=history)
 
     def levels(self, step: int, samples: Sequence[int], frames: int) -> Tensor:
         """[B, F] indices into the config's sigmas."""
@@ -185,21 +198,29 @@ class RealCausalStage(CausalStage):
 
     def losses(self, batch: CausalBatch, step: int) -> Iterator[Loss]:
         data, _, noise, sigma = batch
-        output, prediction = self.output(batch), self.model.config.prediction
+        history, prediction = self._history(batch, step), self.model.config.prediction
+        output = self.output(batch, history=history)
         made = (sigma > 0).float()[:, :, None, None, None]
-        clean, noise_wanted = self._wanted(batch, output)
+        clean, noise_wanted = self._wanted(batch, output, history)
         loss = velocity_loss(output, clean, noise_wanted, sigma, prediction=prediction, weight=data.weight * made)
         with torch.no_grad():
             plain = velocity_loss(output, data.target, noise, sigma, prediction=prediction, weight=made)
         yield Loss(loss.mean(), {"velocity_loss": plain.mean()})
 
     @torch.no_grad()
-    def _wanted(self, batch: CausalBatch, output: Tensor) -> tuple[Tensor, Tensor]:
+    def _history(self, batch: CausalBatch, step: int) -> Tensor | None:
+        """What the student would have made of each chunk, at some steps; None is the data."""
+        if generator_at(self.seed, "own history", step).random() >= self.config.own_history:
+            return None
+        return predicted_clean(self.output(batch), batch.noisy, batch.sigma, self.model.config.prediction)
+
+    @torch.no_grad()
+    def _wanted(self, batch: CausalBatch, output: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor]:
         """Clean latents and noise that the loss compares with: the data's, moved away from what is drawn unasked."""
         clean, noise = batch.data.target, batch.noise
         if self.config.guidance == 1:
             return clean, noise
-        shift = guidance_shift(output, self.output(batch, blank=True), self.config.guidance)
+        shift = guidance_shift(output, self.output(batch, blank=True, history=history), self.config.guidance)
         return (clean + shift, noise) if self.model.config.prediction == "clean" else (clean, noise + shift)
 
 

@@ -87,7 +87,9 @@ def test_the_film_has_every_length_and_three_branches(tmp_path: Path) -> None:
     kept = long_story.film(engine, tmp_path, [4, 6], 1)
     assert {shots: one.takes for shots, one in kept.items()} == {4: 7, 6: 9}
     store = Store(StoreConfig(folder=tmp_path), engine.preset)
-    assert len(store.stories()) == 1 + 2 * long_story.COPIES
+    copies = {long_story.story_name(length, copy) for length in (4, 6) for copy in range(1, long_story.COPIES + 1)}
+    warming = {f"{long_story.WARM_UP}-{length}" for length in (4, 6)}
+    assert {story.name for story in store.stories()} == {long_story.NAME, *copies, *warming}
     story = store.story(long_story.story_name(6, 2))
     assert [shot.take.take.shot for shot in story.path(story.info().head)] == [0, 1, 2, 3, 4, 5]
     assert story.info().num_frames == 6 * 9

@@ -54,6 +54,7 @@ def joined(*, timeout_minutes: float = 30) -> Iterator[World]:
         torch.cuda.set_device(local_rank)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=local_rank)
+        dist.barrier()  # nobody leaves while another still has something to say to it
     finally:
         dist.destroy_process_group()
 

@@ -422,7 +422,7 @@ class Worker:
         frames = _remembered(self._stream.preview_memory(aired_frames=aired))
         with self._changed:
             self._put(self._director.remembers(frames))
-        if isinstance(work, OpenShot):
+        if isinstance(work, NextChunk):  # not right after the first chunk, which leaves the least time for the next
             self._stream.encode_ahead()
 
     # --------------------------------------------------------------------------------------------- with the lock held

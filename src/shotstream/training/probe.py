@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shotstream.models.codec import Codec, from_uint8
+from shotstream.models.codec import Codec, from_uint8, to_uint8
 from shotstream.storyworld import ATTRIBUTES, Change, ShotSpec, first_frame, render_frame, sample_story, visible
 from shotstream.storyworld.places import PLACES
 from shotstream.storyworld.probe import HEIGHT, STRIDE, WIDTH, Probe, ProbeScores, frames_looked_at
@@ -185,7 +185,7 @@ def _through_codec(clip_THWC: Pixels, codec: Codec, noise: Tensor | None) -> Pix
     latents = codec.encode(from_uint8(torch.from_numpy(clip_THWC)[None]))
     if noise is not None:
         latents = latents + noise[:, : latents.shape[1]]
-    decoded: Pixels = (codec.decode(latents)[0].movedim(1, -1) * 255).round().to(torch.uint8).numpy()
+    decoded: Pixels = to_uint8(codec.decode(latents))[0].numpy()
     return decoded
 
 

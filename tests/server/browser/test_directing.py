@@ -82,8 +82,8 @@ def test_after_a_cut_no_picture_of_the_shot_before_is_shown(person: Watcher) -> 
         before, first = next(pair for pair in itertools.pairwise(pictures) if pair[1]["shot"] == shot)
         ended = person.ended(text)
         assert before["caption"] != first["caption"] == caption_hash(ended["caption"])
-        assert first["frame"] == 0
-        assert story_frame(first, opened) == ended["first_frame"]
+        assert first["chunk"] == 0, "a busy browser may leave out a frame, never a chunk"
+        assert story_frame(first, opened) - first["frame"] == ended["first_frame"]
         assert abs(story_frame(before, opened) + 1 - ended["first_frame"]) <= ON_THE_WAY
     assert person.page.locator("#cards li").count() == 4
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { INITIAL, reduce, situation } from "../../src/shotstream/server/static/state.js";
+import { INITIAL, newestOpen, reduce, situation } from "../../src/shotstream/server/static/state.js";
 
 const PRESET = { name: "fake", width: 320, height: 192, fps: 16, mime: "", first_chunk_frames: 9, chunk_frames: 12, chunks_per_shot: 7, memory_frames: 6, suggestions: [] };
 const STATUS = { state: "live", detail: "", late_ms: 0, queue_position: null, clock_frame: 0, clock_running: true };
@@ -80,6 +80,25 @@ test("an instruction that never reached the server is reported as lost", () => {
   const state = run(message(hello()), sent(0), message(hello({ seq: 4 })));
   assert.match(state.receipts[0].reason, /send it again/);
   assert.deepEqual(state.instructions, []);
+});
+
+test("a start that waits in the queue stays pending through a reconnect and a reload, and can be taken back", () => {
+  const queued = { status: { ...STATUS, state: "queued", queue_position: 1 } };
+  const listed = { ...queued, pending: [{ id: "a", command: "start", text: "a fox", at: null }] };
+  const again = run(message(hello()), sent(1000, "a", "start"), message(hello({ seq: 2 }, listed)));
+  const [waiting] = again.instructions;
+  assert.deepEqual([waiting.id, waiting.stage, waiting.mine, waiting.sentAt], ["a", "accepted", true, 1000]);
+  assert.deepEqual(again.receipts, []);
+  const reloaded = run(open, message(hello({}, listed)));
+  assert.equal(newestOpen(reloaded).text, "a fox");
+  const lost = run(message(hello()), sent(1000, "a", "start"), message(hello({ seq: 2 }, queued)));
+  assert.match(lost.receipts[0].reason, /send it again/);
+});
+
+test("what others have pending in a running story is not taken back by one's own key", () => {
+  const pending = [{ id: "b", command: "steer", text: "he waves", at: null }];
+  assert.equal(newestOpen(run(message(hello({}, { pending })))), undefined);
+  assert.equal(newestOpen(run(message(hello({}, { pending })), sent(1))).id, "a");
 });
 
 test("a new story clears the cards of the one before", () => {

@@ -7,7 +7,7 @@ import { Film } from "./film.js";
 import { Panels } from "./panels.js";
 import { takePictures } from "./picture.js";
 import { Player } from "./player.js";
-import { INITIAL, cardOf, isRunning as runs, reduce, situation } from "./state.js";
+import { INITIAL, cardOf, isQueued, isRunning as runs, newestOpen, reduce, situation } from "./state.js";
 import * as views from "./views.js";
 
 /** @typedef {import("./protocol.js").ShotCard} ShotCard */
@@ -167,7 +167,7 @@ function storyFields() {
 }
 
 function cancelNewest() {
-  const open = state.instructions.findLast(({ stage, mine }) => mine && stage !== "coming");
+  const open = newestOpen(state);
   return open !== undefined && command("cancel", { target: open.id });
 }
 
@@ -374,6 +374,7 @@ function undoByKey(event, at) {
 const stopDialog = /** @type {HTMLDialogElement} */ (byId("stop-dialog"));
 stopDialog.addEventListener("close", () => stopDialog.returnValue === "stop" && command("stop"));
 buttons.stop.addEventListener("click", () => {
+  if (isQueued(state)) command("stop"); // nothing is lost by it, so nothing is asked
   if (!isRunning()) return;
   stopDialog.returnValue = "";
   stopDialog.showModal();
@@ -387,6 +388,7 @@ buttons.film.addEventListener("click", () => film && state.shots.length && downl
 buttons.full.addEventListener("click", toggleFullscreen);
 buttons["cover-action"].addEventListener("click", () => {
   if (state.connection.phase === "waiting") client.retryNow();
+  else if (isQueued(state) && !state.refused && !state.unsupported) command("stop");
   else if (state.refused?.code === "unauthorized") loginDialog.showModal();
   else location.reload();
 });
@@ -429,7 +431,7 @@ function draw() {
   byId("cards-empty").hidden = state.shots.length > 0;
   views.drawMemory(byId("memory"), state.memory, director, changeMemory);
   byId("memory-empty").hidden = state.memory.length > 0;
-  views.drawPending(byId("pending"), state.instructions.filter(({ id }) => !id.startsWith(PLAYED)), (id) => command("cancel", { target: id }));
+  views.drawPending(byId("pending"), state.instructions.filter(({ id }) => !id.startsWith(PLAYED)), isQueued(state), (id) => command("cancel", { target: id }));
   views.drawReceipts(byId("receipts"), state.receipts, performance.now());
   views.drawSuggestions(byId("suggestions"), suggestions(), takeSuggestion);
   panels.draw(state);
@@ -453,8 +455,16 @@ function drawCover({ mood, title, help }) {
   views.setText(byId("cover-title"), title);
   views.setText(byId("cover-help"), help);
   const action = buttons["cover-action"];
-  action.hidden = mood !== "bad" && state.connection.phase !== "waiting";
-  views.setText(action, mood !== "bad" ? "Try now" : state.refused?.code === "unauthorized" ? "Log in" : "Reload");
+  const words = actionWords(mood);
+  action.hidden = !words;
+  views.setText(action, words);
+}
+
+/** What the button on the cover does. @param {import("./state.js").Mood} mood */
+function actionWords(mood) {
+  if (mood === "bad") return state.refused?.code === "unauthorized" ? "Log in" : "Reload";
+  if (state.connection.phase === "waiting") return "Try now";
+  return state.connection.phase === "open" && isQueued(state) && state.role === "director" ? "Leave the queue" : "";
 }
 
 /** @param {ReturnType<typeof situation>} now @param {boolean} director */
@@ -471,7 +481,7 @@ function drawControls({ mood }, director) {
   buttons.cut.disabled = !ready;
   for (const name of ["pause", "extend", "stop"]) {
     buttons[name].hidden = !director;
-    buttons[name].disabled = !(running && open);
+    buttons[name].disabled = !(open && (running || (name === "stop" && isQueued(state))));
   }
   const label = /** @type {HTMLElement} */ (buttons.pause.querySelector(".label"));
   views.setText(label, state.status.state === "paused" ? "Resume" : "Pause");

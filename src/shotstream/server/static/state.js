@@ -393,6 +393,15 @@ function withShot(state, shot, change) {
 /** Whether there is a story to direct. @param {State} state */
 export const isRunning = ({ status }) => !["idle", "loading", "warming", "queued"].includes(status.state);
 
+/** Whether the story waits for a free place. @param {State} state */
+export const isQueued = ({ status }) => status.state === "queued";
+
+/** What can be taken back from here: one's own, and what waits in the queue, where only one does, typed before a reload.
+ * @param {State} state */
+export function newestOpen(state) {
+  return state.instructions.findLast(({ stage, mine }) => stage !== "coming" && (mine || isQueued(state)));
+}
+
 /** @param {State} state @param {number} shot */
 export function cardOf(state, shot) {
   return state.shots.findLast((card) => card.shot === shot);

@@ -186,12 +186,13 @@ function iconButton(path, label, title, act) {
   return button;
 }
 
-/** @param {HTMLElement} list @param {Instruction[]} instructions @param {(id: string) => void} cancel */
-export function drawPending(list, instructions, cancel) {
+/** @param {HTMLElement} list @param {Instruction[]} instructions @param {boolean} queued @param {(id: string) => void} cancel */
+export function drawPending(list, instructions, queued, cancel) {
   const shown = instructions.filter(({ command }) => command in VERB);
-  const keyOf = (/** @type {Instruction} */ one) => `${one.id}/${one.stage}`;
+  const keyOf = (/** @type {Instruction} */ one) => `${one.id}/${one.stage}/${queued}`;
+  const accepted = queued ? "waiting in the queue" : "waiting for the next chunk";
   patchList(list, shown, keyOf, (one) => {
-    const words = one.stage === "coming" ? "on its way" : one.stage === "sent" ? "sending" : "waiting for the next chunk";
+    const words = one.stage === "coming" ? "on its way" : one.stage === "sent" && !queued ? "sending" : accepted;
     const item = element("li", { title: words }, element("span", { text: `${VERB[one.command]}: ${one.text}` }));
     if (one.stage === "coming") item.append(element("span", { text: "…" }));
     else item.append(cancelButton(one, cancel));

@@ -283,6 +283,16 @@ def test_a_late_engine_is_announced_and_shifts_the_clock() -> None:
     assert sim.states[-1] == "live"
 
 
+def test_how_late_a_chunk_is_that_does_not_come_is_said_again_and_again() -> None:
+    sim = Simulation(chunk_s=4.0)
+    sim.start()
+    sim.run(6.0)
+    late = [event.late_ms for _, event in sim.events if isinstance(event, m.Status) and event.state == "late"]
+    assert late[0] < 500, "at once"
+    assert late[-1] > 3000, "and not as if it still were so little"
+    assert all(500 <= after - before < 600 for before, after in pairwise(late))
+
+
 def test_a_held_shot_goes_on_when_steered_or_extended_and_nothing_counts_as_late() -> None:
     sim = Simulation()
     sim.start(num_chunks=2)

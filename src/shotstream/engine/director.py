@@ -58,13 +58,14 @@ from shotstream.engine.messages import (
     Resume,
     Retake,
     Start,
+    Status,
     Steer,
     Stop,
     Undo,
 )
 from shotstream.engine.planning import Planning
 from shotstream.engine.takes import Takes
-from shotstream.engine.underway import Instruction, RunningShot, Story, at_of, text_of
+from shotstream.engine.underway import LATE_STEP_MS, Instruction, RunningShot, Story, at_of, text_of
 
 MAX_PENDING = 32
 MAX_CHUNKS = 10_000
@@ -154,8 +155,7 @@ class Director(Planning, Airing):
     def _flush(self, now: float) -> list[Event]:
         """The events since the last time, and a status if it changed."""
         status = self._status_now(now)
-        old = self._status
-        if (status.state, status.detail, status.clock_running) != (old.state, old.detail, old.clock_running):
+        if _is_news(status, self._status):
             self._status = status
             self._notices.add(status)
         return self._notices.take()
@@ -399,3 +399,10 @@ class Director(Planning, Airing):
         self._notices.end_all(self._pending, "superseded", reason)
         self._pending.clear()
         self._timing.begin()
+
+
+def _is_news(status: Status, said: Status) -> bool:
+    """Whether a status says something else than the last that was said, apart from the clock."""
+    if (status.state, status.detail, status.clock_running) != (said.state, said.detail, said.clock_running):
+        return True
+    return status.state == "late" and abs(status.late_ms - said.late_ms) >= LATE_STEP_MS

@@ -345,7 +345,7 @@ class Status:
     late: chunks come too late, the clock waits for them."""
     detail: str = ""
     late_ms: float = 0.0
-    """By how much the newest chunk came too late."""
+    """By how much the newest chunk came too late, or the next one is overdue; said anew every half a second of it."""
     queue_position: int | None = None
     """For `queued`: 1 is next."""
     clock_frame: float = 0.0

@@ -25,6 +25,8 @@ from shotstream.engine.messages import (
     Undo,
 )
 
+LATE_STEP_MS = 500.0
+"""Lateness is said anew when it has changed by so much."""
 _ON_TIME_AGAIN = 3
 """After so many chunks on time the engine is no longer called late."""
 
@@ -243,8 +245,8 @@ class Timing:
             self.late_ms = 0.0 if self._on_time >= _ON_TIME_AGAIN else self.late_ms
 
     def is_overdue(self, late_ms: float) -> bool:
-        """Note that a chunk which is being waited for is late; returns whether that is new."""
-        if not late_ms or self.late_ms:
+        """Note how late a chunk is that is being waited for; returns whether that is news; every half second is."""
+        if not late_ms or (self.late_ms and late_ms < self.late_ms + LATE_STEP_MS):
             return False
         self.late_ms, self._on_time = late_ms, 0
         return True

@@ -45,16 +45,22 @@ async function playing() {
   const source = Object.assign(new EventTarget(), { addSourceBuffer: () => buffer });
   const shown = [];
   const live = [];
+  const starved = [];
+  const clock = { now: 0 };
   const player = new Player(video, {
-    mime: "", fps: FPS, openSource: () => source, now: () => 0,
-    listeners: { shown: (one) => shown.push([one.segment.header.shot, one.segment.header.chunk, one.frame]), live: (one) => live.push(one) },
+    mime: "", fps: FPS, openSource: () => source, now: () => clock.now,
+    listeners: {
+      shown: (one) => shown.push([one.segment.header.shot, one.segment.header.chunk, one.frame]),
+      live: (one) => live.push(one),
+      starved: (one) => starved.push(one),
+    },
   });
   URL.createObjectURL = () => "blob:";
   URL.revokeObjectURL = () => {};
   player.init(new Uint8Array(1));
   source.dispatchEvent(new Event("sourceopen"));
   await settle();
-  return { video, buffer, player, shown, live };
+  return { video, buffer, player, shown, live, starved, clock };
 }
 
 const settle = () => new Promise((done) => setTimeout(done, 0));
@@ -236,4 +242,39 @@ test("where the story went back its last chunk is shown again, and what comes ne
   await feed(player, 0, 1, 20, { epoch: 2, newEpoch: true });
   assert.equal(video.currentTime, 27 / FPS);
   assertNothingOverwritten(buffer);
+});
+
+test("pictures that ran out for half a second are told, once, and so is that they come again", async () => {
+  const { video, player, starved, clock } = await playing();
+  /** Let the page tick for a while. */
+  const wait = (ms) => { for (const until = clock.now + ms; clock.now < until; player.tick()) clock.now += 100; };
+  player.isRolling = true;
+  await feed(player, 0, 1, 0, { slate: true, newEpoch: false });
+  video.currentTime = player.end / FPS;
+  wait(2000);
+  assert.deepEqual(starved, [], "before the first picture none can freeze");
+  await feed(player, 0, 0, 0);
+  wait(2000);
+  assert.deepEqual(starved, [], "there is something to play");
+  video.currentTime = (player.end - 1) / FPS;
+  wait(500);
+  assert.deepEqual(starved, [], "the next chunk may still be in time");
+  wait(2000);
+  assert.deepEqual(starved, [true]);
+  await feed(player, 0, 1, 9);
+  wait(200);
+  assert.deepEqual(starved, [true, false]);
+});
+
+test("nobody waits for pictures that are not made: paused, or the shot has run its length", async () => {
+  const { video, player, starved, clock } = await playing();
+  await feed(player, 0, 0, 0);
+  video.currentTime = player.end / FPS;
+  for (; clock.now < 2000; clock.now += 100) player.tick();
+  player.isRolling = true;
+  player.setPaused(true);
+  for (; clock.now < 4000; clock.now += 100) player.tick();
+  player.setPaused(false);
+  player.tick();
+  assert.deepEqual(starved, [], "half a second counts from when they are due");
 });

@@ -130,6 +130,16 @@ test("every state of the story has its words, and bad ones say what to do", () =
   assert.equal(situation(reduce(INITIAL, { type: "unsupported", reason: "no H.264" })).help, "no H.264");
 });
 
+test("a frozen picture is not called live, and what has words of its own keeps them", () => {
+  const starved = { type: "starved", on: true };
+  const of = (...more) => situation(run(open, message(hello()), starved, ...more));
+  assert.equal(of().badge, "Waiting for video");
+  assert.equal(of({ type: "starved", on: false }).badge, "Live");
+  const told = (state) => of(message({ kind: "status", seq: 1, ...STATUS, state })).badge;
+  assert.deepEqual(["late", "holding", "paused"].map(told), ["Late", "Waiting for direction", "Paused"]);
+  assert.equal(of({ type: "lookBack", on: true }).badge, "Looking back");
+});
+
 test("no action changes the state before it", () => {
   const before = run(open, message(hello()), message(opened(1, 0)), sent(0));
   const copy = structuredClone(before);

@@ -75,8 +75,8 @@ const client = new Client({
       if (message.kind === "hello") prepare(message.preset);
       if (message.kind === "hello" && message.role === "director" && client.token) admit(client.token);
       dispatch({ type: "message", message, now: performance.now() });
-      if (message.kind === "status") player?.setPaused(message.state === "paused");
-      if (message.kind === "hello") player?.setPaused(message.snapshot.status.state === "paused");
+      if (message.kind === "status") follow(message.state);
+      if (message.kind === "hello") follow(message.snapshot.status.state);
     },
     media: (header, payload) => {
       if (header.init) {
@@ -111,9 +111,17 @@ function prepare(preset) {
         if (frame <= 1) rememberThumbnail(shot, take);
       },
       live: (live) => dispatch({ type: "lookBack", on: !live }),
+      starved: (on) => dispatch({ type: "starved", on }),
       failed: (reason) => dispatch({ type: "unsupported", reason }),
     },
   });
+}
+
+/** @param {import("./protocol.js").StatusState} status */
+function follow(status) {
+  if (player === null) return;
+  player.isRolling = status === "live";
+  player.setPaused(status === "paused");
 }
 
 /** A card whose picture did not come with the event gets the one on screen. @param {number} shot @param {number} take */

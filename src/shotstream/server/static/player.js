@@ -24,6 +24,7 @@
  * @typedef {Object} Listeners
  * @property {(shown: Shown) => void} [shown]    each picture that reaches the screen, slate excepted
  * @property {(live: boolean) => void} [live]    looking back began or ended
+ * @property {(starved: boolean) => void} [starved]   the pictures ran out while they should go on, or came again
  * @property {(message: string) => void} [failed]
  *
  * @typedef {{bytes: Uint8Array<ArrayBuffer>, header: MediaHeader}} Append
@@ -38,6 +39,10 @@ const SLACKS_WATCHED = 6;
 /** Pictures kept for looking back. */
 const KEPT_S = 240;
 const EVICTED_AT_ONCE_S = 30;
+/** With less than this left the last pictures are passing: browsers stop a little before the very end. */
+const RUN_OUT_S = 0.2;
+/** Run out for so long, the picture has been seen to freeze. */
+const STARVED_MS = 500;
 
 export class Player {
   /**
@@ -71,6 +76,11 @@ export class Player {
     this.slacks = [];
     this.isLive = true;
     this.isPaused = false;
+    /** Whether the server makes pictures now, and in time. */
+    this.isRolling = false;
+    this.isStarved = false;
+    /** Since when there is next to nothing to play, page clock, ms. @type {number | null} */
+    this.dryFrom = null;
     this.lastShown = -1;
     /** @type {number[]} */
     this.shownTimes = [];
@@ -165,9 +175,21 @@ export class Player {
 
   /** A few times a second: keep to the live edge, or, looking back, to what was part of the story. */
   tick() {
+    this.watchForDrought();
     if (!this.isLive) this.skipVoid();
     else if (this.lead > TOO_FAR_BEHIND_S && !this.isPaused && !this.video.seeking) this.goLive();
     else this.video.playbackRate = this.hurries() ? HURRY_RATE : 1;
+  }
+
+  /** Whether the network or the server keep pictures from coming. Before the first one there is none to freeze. */
+  watchForDrought() {
+    const shows = this.segments.at(-1)?.header.slate === false;
+    const isDry = shows && this.isRolling && this.isLive && !this.isPaused && this.lead < RUN_OUT_S;
+    this.dryFrom = isDry ? this.dryFrom ?? this.now() : null;
+    const starved = this.dryFrom !== null && this.now() - this.dryFrom > STARVED_MS;
+    if (starved === this.isStarved) return;
+    this.isStarved = starved;
+    this.listeners.starved?.(starved);
   }
 
   /** The last picture that was shown, in the story's own size. @returns {HTMLCanvasElement} */

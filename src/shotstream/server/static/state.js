@@ -68,6 +68,7 @@
  * @property {import("./protocol.js").Metrics | null} metrics
  * @property {number} framesPerSecond       presented here
  * @property {boolean} lookingBack
+ * @property {boolean} starved             the picture stands still because no more have come
  * @property {string} unsupported           why this browser cannot play, or empty
  * @property {{code: string, reason: string} | null} refused   why the server will not have us
  * @property {string} waitsBecause          why it will not have us yet, or empty
@@ -79,6 +80,7 @@
  *   | {type: "rate", framesPerSecond: number}
  *   | {type: "thumbnail", shot: number, take: number, thumbnail: string}
  *   | {type: "lookBack", on: boolean}
+ *   | {type: "starved", on: boolean}
  *   | {type: "unsupported", reason: string}} Action
  */
 
@@ -119,6 +121,7 @@ export const INITIAL = Object.freeze({
   metrics: null,
   framesPerSecond: 0,
   lookingBack: false,
+  starved: false,
   unsupported: "",
   refused: null,
   waitsBecause: "",
@@ -146,6 +149,8 @@ export function reduce(state, action) {
         card.take === action.take && !card.thumbnail ? { ...card, thumbnail: action.thumbnail } : card);
     case "lookBack":
       return { ...state, lookingBack: action.on };
+    case "starved":
+      return { ...state, starved: action.on };
     case "unsupported":
       return { ...state, unsupported: action.reason };
   }
@@ -454,7 +459,9 @@ function ofStatus(state, status) {
     case "error":
       return overlay("bad", "Error", "The engine stopped", `${status.detail || "It gave no reason."} Stop the story and begin again; if that fails, restart the server and look at its log.`);
     case "live":
-      return { mood: "live", badge: "Live", title: "", help: "" };
+      return state.starved
+        ? { mood: "wait", badge: "Waiting for video", title: "", help: "" }
+        : { mood: "live", badge: "Live", title: "", help: "" };
   }
 }
 

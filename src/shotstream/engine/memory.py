@@ -6,6 +6,7 @@ evenly spaced, both ends included (ShotStream, arXiv 2603.25746).
 
 from __future__ import annotations
 
+import mmap
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -55,6 +56,16 @@ class MemoryFrame:
     caption: str
     """In force when it was shown."""
     reason: Literal["allotted", "matches", "pinned", "picture"] = "allotted"
+
+
+def apart(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A copy in pages of its own.
+
+    On the heap, what stays for an hour comes to lie among what is gone in a moment, whose room is then not used again.
+    """
+    copy = np.frombuffer(mmap.mmap(-1, pixels.nbytes), np.uint8).reshape(pixels.shape)
+    copy[...] = pixels
+    return copy
 
 
 class ShownFrames:
@@ -144,7 +155,7 @@ class ShotMemory:
         shot = self.num_shots
         frames = {shown.kept(i): shown.at(i) for i in self._asked_for(1, shown.num_frames - 1)}
         self._shots.append(
-            {i: MemoryFrame(id=(shot, i), pixels=p.copy(), caption=caption) for i, (p, caption) in frames.items()}
+            {i: MemoryFrame(id=(shot, i), pixels=apart(p), caption=caption) for i, (p, caption) in frames.items()}
         )
         self._thin()
 

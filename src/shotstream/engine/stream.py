@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -127,6 +128,7 @@ class Engine:
         self.preset, self.model, self.codec, self.text = preset, model, codec, text
         self._captions: OrderedDict[str, CaptionKV] = OrderedDict()
         self._caption_capacity = caption_capacity
+        self._direction = lru_cache(maxsize=1024)(self._direction_of)
 
     def stream(self, *, seed: int = 0, global_caption: str = "", first_shot: int = 0) -> Stream:
         """A new story. The same seed and instructions give the same frames.
@@ -163,9 +165,12 @@ class Engine:
 
     def similarity(self, caption: str, others: Sequence[str]) -> list[float]:
         """Cosine similarity of mean token states, for choosing memories."""
-        states = self.text.encode([caption, *others]).sum(1)
-        unit = torch.nn.functional.normalize(states, dim=-1)
-        return [float(score) for score in unit[1:] @ unit[0]]
+        wanted = self._direction(caption)
+        return [float(self._direction(other) @ wanted) for other in others]
+
+    def _direction_of(self, caption: str) -> Tensor:
+        """[D], of length one. Kept for longer than the states it sums, which take sixty times the room."""
+        return torch.nn.functional.normalize(self.text.encode([caption])[0].sum(0), dim=-1)
 
 
 class PictureLatents:

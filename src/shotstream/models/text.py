@@ -180,7 +180,7 @@ class CachedTextEncoder:
     A caption is always encoded alone: its states then have the same bits whatever it is asked together with.
     """
 
-    def __init__(self, encoder: TextEncoder, *, capacity: int = 256) -> None:
+    def __init__(self, encoder: TextEncoder, *, capacity: int = 32) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1 caption, got {capacity}")
         self.encoder = encoder

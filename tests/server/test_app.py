@@ -176,6 +176,10 @@ def test_a_second_story_waits_for_a_slot_and_begins_when_one_is_free(house: Hous
             person.give(p.Start, text="a knight", num_chunks=50)
         queued = people[-1].wait(p.Status, lambda event: event.state == "queued")
         assert queued.queue_position == 1
+        with house.enter() as another:
+            snapshot = Person(another).join(story=f"slot{SLOTS}").snapshot
+            assert snapshot.status.state == "queued"
+            assert [(one.command, one.text) for one in snapshot.pending] == [("start", "a knight")]
         people[0].give(p.Stop)
         assert people[-1].wait(p.ChunkReady).chunk == 0
     finally:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shotstream.engine.archive import ArchiveError, Batch
 from shotstream.engine.direction import NotWritten, Viewers, Written
 from shotstream.engine.director import Director
+from shotstream.engine.underway import text_of
 from shotstream.engine.worker import Delivery, Worker
 from shotstream.server.archive import StoryArchive
 from shotstream.server.audience import Packet, Viewer
@@ -39,6 +40,7 @@ from shotstream.server.protocol import (
     MediaFlag,
     MediaHeader,
     Metrics,
+    Pending,
     Resume,
     Retake,
     ServerMessage,
@@ -226,10 +228,9 @@ class Show:
         self._answer(command, "failed", reason)
 
     def _answer(self, command: Command, outcome: Literal["applied", "superseded", "failed"], reason: str) -> None:
-        text = command.text if isinstance(command, (Start, Cut, Steer, Branch)) else ""
         self._say(
             [
-                Accepted(id=command.id, command=command.kind, text=text),
+                Accepted(id=command.id, command=command.kind, text=text_of(command)),
                 Ended(id=command.id, command=command.kind, outcome=outcome, reason=reason),
             ]
         )
@@ -274,15 +275,21 @@ class Show:
 
     def _look(self) -> StorySnapshot:
         if self.worker is None:
-            return self._snapshot
+            return self._with_queue(self._snapshot)
         deliveries, snapshot = self.worker.look()
         self._send(deliveries)
-        snapshot = replace(snapshot, performance=self._playing.performance)
-        live = self.worker.busy and not (self.worker.dormant and self._studio.is_waiting(self))
-        return snapshot if live or snapshot.status.state == "error" else self._with_queue(snapshot)
+        snapshot = self._with_queue(replace(snapshot, performance=self._playing.performance))
+        waiting = self._studio.is_waiting(self)
+        live = self.worker.busy and not (self.worker.dormant and waiting)
+        if live or (snapshot.status.state == "error" and not waiting):
+            return snapshot
+        return replace(snapshot, status=self._studio.status_of(self))
 
     def _with_queue(self, snapshot: StorySnapshot) -> StorySnapshot:
-        return replace(snapshot, status=self._studio.status_of(self))
+        """What waits for a slot is pending too, though no director has heard of it."""
+        commands = [command for show, command in self._studio.queue if show is self]
+        waiting = (Pending(id=one.id, command=one.kind, text=text_of(one)) for one in commands)
+        return replace(snapshot, pending=(*snapshot.pending, *waiting))
 
     def _say(self, events: Sequence[Event]) -> None:
         """Announce what the worker does not: in its turn, and kept like everything else."""

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from shotstream.server.protocol import Gap, MediaHeader, pack_media, to_json
+from shotstream.server.reader import KEPT_EVENTS
 
 CREDITS = 3
 """Chunks that may be on their way to a viewer without having been acknowledged."""
-MAX_BACKLOG = 4096
-"""A viewer that is so many events behind is disconnected; it can come back and resume."""
+MAX_BACKLOG = 2 * KEPT_EVENTS
+"""A viewer that is so many events behind is disconnected; it can come back and resume. What is told on joining (every
+kept event, `hello`, two segments) leaves as much again for what happens while it is on its way."""
 
 Role = Literal["director", "watcher"]
 Send = Callable[[str | bytes], Awaitable[None]]
@@ -40,17 +42,22 @@ class Viewer:
     def __init__(self, id: str, role: Role, send: Send) -> None:
         self.id, self.role, self._send = id, role, send
         self.gaps = 0
-        self.overrun = False
-        """Too many events are waiting: the connection should be closed."""
         self._events: deque[str | bytes] = deque()
         self._unsent: deque[tuple[Packet, int]] = deque()
         self._unacknowledged: deque[int] = deque()
         self._something = asyncio.Event()
+        self._too_much = asyncio.Event()
+
+    @property
+    def overrun(self) -> bool:
+        """Whether too many events were waiting once: the connection is given up."""
+        return self._too_much.is_set()
 
     def tell(self, *messages: str | bytes) -> None:
         """Send these, in order; they are never left out."""
         self._events.extend(messages)
-        self.overrun = self.overrun or len(self._events) > MAX_BACKLOG
+        if len(self._events) > MAX_BACKLOG:
+            self._too_much.set()
         self._something.set()
 
     def show(self, packet: Packet, flags: int = 0) -> None:
@@ -66,8 +73,21 @@ class Viewer:
         self._something.set()
 
     async def run(self) -> None:
-        """Send until cancelled, or until the connection is lost."""
-        while not self.overrun:
+        """Send until cancelled, until the connection is lost, or until too much is waiting.
+
+        The last is watched from beside: a send into a connection that nobody reads does not return.
+        """
+        sending, overrun = asyncio.ensure_future(self._send_all()), asyncio.ensure_future(self._too_much.wait())
+        try:
+            await asyncio.wait((sending, overrun), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()
+            overrun.cancel()
+
+    async def _send_all(self) -> None:
+        while True:
             await self._something.wait()
             self._something.clear()
             while (message := self._next()) is not None:

@@ -75,6 +75,22 @@ def test_who_joins_late_sees_the_story_at_once_and_gets_the_same_bytes(house: Ho
         assert all(mine[sequence] == theirs[sequence] for sequence in both)
 
 
+def test_what_the_model_does_not_read_is_said_to_those_who_join_later_too(house: House) -> None:
+    with house.enter() as one, house.enter() as two:
+        first, second = Person(one), Person(two)
+        first.join(story="long")
+        start = first.give(p.Start, text="a fox " + "that is very red " * 20, num_chunks=30)
+        first.wait(p.ChunkReady, lambda event: event.chunk == 2)
+        left_out = first.ended(start).left_out
+        assert left_out
+        assert second.join(story="long").snapshot.left_out == left_out, "nobody changed the caption since"
+        cut = first.give(p.Cut, text="the city")
+        first.ended(cut)
+        with house.enter() as another:
+            assert Person(another).join(story="long").snapshot.left_out == ()
+        first.give(p.Stop)
+
+
 def test_who_joins_after_the_end_is_not_shown_the_story_that_ended(house: House) -> None:
     with house.enter() as one, house.enter() as two:
         first, second = Person(one), Person(two)

@@ -156,6 +156,7 @@ class Airing(LiveStory):
         chunk = making.work.chunk if isinstance(making.work, NextChunk) else 0
         instructions = making.instructions
         self._sequence += 1
+        self._left_out = made.left_out
         self._notices.add(
             ChunkReady(
                 node=self._takes.head or 0,

@@ -259,6 +259,7 @@ class Made:
     caption: str
     """In force, as the text encoder saw it."""
     left_out: tuple[str, ...] = ()
+    """Parts of the shot's captions that it did not see, whenever they were given."""
     context: tuple[RememberedFrame, ...] = ()
     thumbnail: str = ""
 

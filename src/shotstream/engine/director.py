@@ -374,7 +374,7 @@ class Director(Planning, Airing):
             self._story = Story(self._stories, place.seed, place.global_caption)
         self._notices.add(self._takes.go_to(place))
         self._take_up(place, now)
-        self._returning = True
+        self._returning, self._left_out = True, ()
         first = math.floor(self._clock.at(now)) + 1
         self._notices.end(command, "applied", shot=place.take.shot, chunk=place.take.made_chunks, first_frame=first)
 

@@ -41,6 +41,8 @@ class LiveStory:
         self._edits: list[Memory] = []
         self._takes = Takes()
         self._memory: tuple[RememberedFrame, ...] = ()
+        self._left_out: tuple[str, ...] = ()
+        """Of the newest chunk's captions."""
         self._paused: Literal["", "asked", "unwatched", "restarted", "trouble"] = ""
         self._trouble = ""
         self._fresh = True
@@ -124,6 +126,7 @@ class LiveStory:
                 *(Pending(id=edit.id, command=edit.kind) for edit in edits),
             ),
             memory=self._memory,
+            left_out=self._left_out,
         )
 
     def aired_frames(self, now: float, *, everything: bool = False) -> int | None:
@@ -165,7 +168,8 @@ class LiveStory:
         self._stories += 1
         self._story = Story(self._stories, seed, global_caption)
         self._clock = StoryClock(self.config.fps, frame=clock_frame, end=clock_frame, time=now)
-        self._memory, self._shot, self._leftover = (), None, False
+        self._memory, self._left_out = (), ()
+        self._shot, self._leftover = None, False
         self._broken, self._paused, self._timing.late_ms = "", "", 0.0
         self._fresh, self._returning = True, False
         if self._unwatched_since is not None:
@@ -184,7 +188,7 @@ class LiveStory:
         for edit in self._edits:
             self._notices.end(edit, "superseded", reason=reason)
         self._pending.clear()
-        self._edits, self._story, self._shot = [], None, None
+        self._edits, self._story, self._shot, self._left_out = [], None, None, ()
         self._returning = False
         self._clock.running = False
         self._paused, self._timing.late_ms = "", 0.0

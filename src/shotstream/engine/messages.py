@@ -446,6 +446,9 @@ class StorySnapshot:
     """The whole tree, in the order in which it was made."""
     pending: tuple[Pending, ...] = ()
     memory: tuple[RememberedFrame, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Parts of the running shot's captions that do not fit into the text encoder. After a restart or a going back it is
+    empty until the next chunk."""
     performance: Performance | None = None
     """The story file that is being played."""
 

@@ -141,6 +141,8 @@ class Worker:
         self._stream: Stream | None = None
         self._story = 0
         self._in_force: tuple[str, tuple[str, ...]] = ("", ())
+        self._left_out: tuple[str, ...] = ()
+        """Of what is in force, what the text encoder does not see."""
         self._openings: dict[int, OpeningData] = {}
         self._chunks: dict[tuple[int, int], ChunkData] = {}
         """Made, and perhaps not announced yet: the newest few."""
@@ -299,7 +301,7 @@ class Worker:
         packing: list[Future[tuple[OpeningData, tuple[RememberedFrame, ...]]]] = []
         self._stream.opening = lambda context: packing.append(self._side.submit(self._pack, work, context))
         chunk = next(self._stream)
-        self._in_force = (work.caption, work.steers)
+        self._in_force, self._left_out = (work.caption, work.steers), fitted.left_out
         self._openings[work.shot], remembered = packing[0].result()
         self._keep_at_hand(work.shot, 0, chunk, work)
         return Made(
@@ -330,14 +332,13 @@ class Worker:
         if self._stream is None or work.story != self._story:
             self._take_up(work.story, work.node, work.chunk)
         assert self._stream is not None
-        left_out: tuple[str, ...] = ()
         if (work.caption, work.steers) != self._in_force:
             fitted = self._writer.fit(self._scene(work))
             self._stream.rewrite(fitted.caption, fitted.steers)
-            self._in_force, left_out = (work.caption, work.steers), fitted.left_out
+            self._in_force, self._left_out = (work.caption, work.steers), fitted.left_out
         chunk = next(self._stream)
         self._keep_at_hand(work.shot, work.chunk, chunk, work)
-        return Made(num_frames=len(chunk.frames), caption=chunk.caption, left_out=left_out)
+        return Made(num_frames=len(chunk.frames), caption=chunk.caption, left_out=self._left_out)
 
     def _begin(self, work: OpenShot) -> None:
         """A stream in which this shot can be opened."""
@@ -373,7 +374,7 @@ class Worker:
             scene = Scene(global_caption=past.global_caption, caption=running.caption, steers=running.steers)
             fitted = self._writer.fit(scene)
             stream.reopen(replace(running, caption=fitted.caption, steers=fitted.steers))
-            self._in_force = (running.caption, running.steers)
+            self._in_force, self._left_out = (running.caption, running.steers), fitted.left_out
         self._stream = stream
 
     def _scene(self, work: OpenShot | NextChunk) -> Scene:

@@ -240,19 +240,20 @@ def test_a_cut_supersedes_a_cut_whose_shot_was_not_seen_yet() -> None:
     assert {c.caption for c in sim.chunks if c.shot == 1} == {"the beach"}
 
 
-def test_a_short_first_chunk_is_held_back_by_exactly_the_shortfall() -> None:
-    slow = Simulation(chunk_s=0.65, open_s=0.3, config=DirectorConfig(expected_chunk_s=0.65, expected_open_s=0.3))
-    start = slow.start()
-    slow.run(4.0)
-    shortfall = 0.65 - 9 / FPS
-    assert slow.ready_at(1) == pytest.approx(0.3 + shortfall, abs=0.011)
-    assert slow.chunks[0].latency_ms == pytest.approx((0.3 + shortfall) * 1000, abs=11), "the hold counts"
-    assert slow.ended(start).outcome == "applied"
-    assert "late" not in slow.states
-    fast = Simulation()
-    fast.start()
-    fast.run(1.0)
-    assert fast.ready_at(1) == pytest.approx(0.25, abs=0.011)
+@pytest.mark.parametrize(
+    ("chunk_s", "hold"),
+    [(0.2, 0.0), (0.5625, 0.0), (0.65, 0.65 - 9 / FPS), (0.75, 3 / FPS), (1.0, 3 / FPS)],
+    ids=["fast", "just fast enough", "short of a little", "as long as a chunk lasts", "late whatever it waits"],
+)
+def test_a_short_first_chunk_is_held_back_by_exactly_the_shortfall(chunk_s: float, hold: float) -> None:
+    config = DirectorConfig(expected_chunk_s=chunk_s, expected_open_s=0.3)
+    sim = Simulation(chunk_s=chunk_s, open_s=0.3, config=config)
+    start = sim.start()
+    sim.run(4.0)
+    assert sim.ready_at(1) == pytest.approx(0.3 + hold, abs=0.011)
+    assert sim.chunks[0].latency_ms == pytest.approx((0.3 + hold) * 1000, abs=11), "the hold counts"
+    assert sim.ended(start).outcome == "applied"
+    assert ("late" in sim.states) is (chunk_s > 12 / FPS), "no longer hold would mend that"
 
 
 def test_a_cut_while_a_first_chunk_is_held_back_drops_it() -> None:

@@ -83,7 +83,11 @@ class Airing(LiveStory):
         self._notices.add(self._takes.go_to(place))
 
     def _hold_back(self, shot: RunningShot, now: float) -> float:
-        """Seconds by which the second chunk would come too late, at most what the first chunk lacks of a full one."""
+        """Seconds by which the second chunk would come too late, at most what the first chunk lacks of a full one.
+
+        What is missing beyond that every later chunk is late by as well: no hold mends it, and a longer one would only
+        be added to the wait after each cut.
+        """
         config, opening = self.config, shot.opened_by
         if shot.num_chunks < 2:
             return 0.0

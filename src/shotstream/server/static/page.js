@@ -4,6 +4,7 @@
 import { admit } from "./api.js";
 import { Client } from "./client.js";
 import { Film } from "./film.js";
+import { announce, tell } from "./note.js";
 import { Panels } from "./panels.js";
 import { takePictures } from "./picture.js";
 import { Player } from "./player.js";
@@ -148,7 +149,7 @@ function command(kind, fields = {}, now = performance.now(), words = fields.text
   lastCommand += 1;
   const id = `${state.seq}-${lastCommand}-${Math.random().toString(36).slice(2, 8)}`;
   if (!client.send({ kind, id, ...fields })) {
-    announce("Not sent: there is no connection.");
+    tell("Not sent: there is no connection.");
     return false;
   }
   dispatch({ type: "sent", id, command: kind, text: words, now });
@@ -272,7 +273,7 @@ takePictures({
   size: () => (state.role === "director" ? state.preset : null),
   add: (picture, caption) => command("memory", { action: "add", picture, caption }),
   play: (file) => panels.play(file),
-  announce,
+  tell,
 });
 
 // --------------------------------------------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ function lookBack(card) {
   if (player?.lookBack(card.shot, card.take, card.start)) return;
   const take = panels.take(card.node);
   if (take && state.role === "director") panels.look([take]);
-  else announce(`Shot ${card.shot + 1} is no longer kept on this page.`);
+  else tell(`Shot ${card.shot + 1} is no longer kept on this page.`);
 }
 
 /** @param {1 | -1} step */
@@ -318,7 +319,7 @@ function lookAtNeighbour(step) {
 const panels = new Panels({
   state: () => state,
   command: (kind, fields, words) => command(kind, fields, performance.now(), words),
-  announce,
+  tell,
   download,
   goLive: () => player?.goLive(),
 });
@@ -411,14 +412,6 @@ addEventListener("pointerdown", () => video.paused && player?.isLive && player.s
 
 // --------------------------------------------------------------------------------------------------------------------
 // Drawing
-
-let announced = "";
-
-/** Tell a screen reader. @param {string} words */
-function announce(words) {
-  byId("announce").textContent = words === announced ? `${words} ` : words;
-  announced = words;
-}
 
 /** @param {typeof state} before */
 function announceChanges(before) {

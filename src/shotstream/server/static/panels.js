@@ -9,7 +9,7 @@
  * @typedef {Object} Page
  * @property {() => State} state
  * @property {(kind: import("./protocol.js").CommandKind, fields?: {text?: string, [field: string]: unknown}, words?: string) => boolean} command
- * @property {(words: string) => void} announce
+ * @property {(words: string) => void} tell
  * @property {(content: Blob, name: string) => void} download
  * @property {() => void} goLive
  */
@@ -167,7 +167,7 @@ export class Panels {
     if (!this.isDirector) return undefined;
     const takes = this.tickedTakes();
     if (takes.length === 2) return this.look(takes);
-    this.page.announce("Tick two takes to compare them.");
+    this.page.tell("Tick two takes to compare them.");
     if (byId("takes-box").hidden) this.toggleTakes();
     return undefined;
   }
@@ -217,7 +217,7 @@ export class Panels {
     const name = isNew ? freeName(title, new Set([story, ...this.library.cards.map((card) => card.name)])) : story;
     try {
       const plan = await playStory(name, await file.text());
-      this.page.announce(`Playing ${plan.title}: ${plan.shots.length} shots, ${Math.round(plan.seconds)} seconds.`);
+      this.page.tell(`Playing ${plan.title}: ${plan.shots.length} shots, ${Math.round(plan.seconds)} seconds.`);
       this.library.dialog.close();
       if (!isNew) return;
       keepTitle(name, title);
@@ -230,7 +230,7 @@ export class Panels {
   }
 
   async interrupt() {
-    await interruptPlay(this.page.state().story).catch((error) => this.page.announce(error.message));
+    await interruptPlay(this.page.state().story).catch((error) => this.page.tell(error.message));
   }
 
   // --------------------------------------------------------------------------------------------------------- drawing

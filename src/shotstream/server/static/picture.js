@@ -16,19 +16,19 @@ const file = /** @type {HTMLInputElement} */ (byId("file"));
  * @param {() => {width: number, height: number} | null} page.size    of the film; null: nobody may add pictures now
  * @param {(picture: string, caption: string) => void} page.add       picture: base64 of a JPEG
  * @param {(file: File) => void} page.play                            a story file was dropped
- * @param {(words: string) => void} page.announce
+ * @param {(words: string) => void} page.tell
  */
-export function takePictures({ size, add, play, announce }) {
+export function takePictures({ size, add, play, tell }) {
   /** @param {File | null | undefined} given */
   const offer = async (given) => {
     const shape = size();
     if (!given || shape === null) return;
     if (/\.ya?ml$/i.test(given.name)) return play(given);
-    if (!given.type.startsWith("image/")) return announce("Only pictures can be remembered.");
+    if (!given.type.startsWith("image/")) return tell("Only pictures can be remembered: PNG, JPEG or WebP.");
     try {
       preview.src = await cropped(given, shape);
     } catch (error) {
-      return announce(`This picture cannot be read: ${error instanceof Error ? error.message : error}`);
+      return tell(`This picture cannot be read: ${error instanceof Error ? error.message : error}`);
     }
     caption.value = "";
     dialog.showModal();

@@ -25,6 +25,7 @@ from shotstream.engine.direction import (
     NotWritten,
     OpenShot,
     Refused,
+    Remembered,
     Result,
     Trouble,
     Viewers,
@@ -118,6 +119,9 @@ class Simulation:
     def _finish(self, result: Result) -> None:
         self._work = None
         self._say(self.director.done(result, self.now))
+        if isinstance(result, Made):
+            frame = m.RememberedFrame(shot=len(self.begun) % 3, frame=0, reason="allotted")
+            self._say(self.director.handle(Remembered(frames=(frame,)), self.now))
 
     def _say(self, events: list[m.Event]) -> None:
         self.events += [(self.now, event) for event in events]
@@ -603,7 +607,8 @@ def test_any_sequence_of_commands_keeps_the_promises(seed: int) -> None:
         if isinstance(event, m.Ended):
             assert event.id in seen, "and never before it was accepted"
     _check_timeline(sim)
-    replayed = Director.replay(config, sim.log)
+    replayed, said = Director.replay(config, sim.log)
+    assert said == [event for _, event in sim.events]
     assert replayed.snapshot(sim.now) == sim.director.snapshot(sim.now)
     assert replayed._clock == sim.director._clock
     assert (replayed._sequence, replayed._epoch, replayed._known) == (

@@ -13,6 +13,7 @@ import pytest
 
 from shotstream.engine import messages as m
 from shotstream.engine.direction import DirectorConfig, Entry, Written
+from shotstream.engine.director import Director
 from shotstream.engine.pictures import read_picture, thumbnail
 from shotstream.engine.stream import Engine, Stream
 from shotstream.engine.worker import Delivery, Worker, warm_up
@@ -26,7 +27,7 @@ class Crew:
         self.record: list[Entry] = []
         self.deliveries: list[Delivery] = []
         self.woken = threading.Event()
-        config = DirectorConfig(fps=fps, expected_chunk_s=0.02, expected_open_s=0.02)
+        self.config = config = DirectorConfig(fps=fps, expected_chunk_s=0.02, expected_open_s=0.02)
         writer = TemplateWriter(Composer(check=engine.check_caption))
         self.worker = Worker(
             engine, writer, lambda f: f.tobytes(), config=config, wake=self.woken.set, record=self.record.append
@@ -89,6 +90,22 @@ def test_what_is_live_has_the_same_bits_as_what_is_filmed(crew: Crew, tiny_engin
     expected += list(stream)
     assert [media for _, media in crew.chunks] == [chunk.frames.tobytes() for chunk in expected]
     assert [event.caption for event, _ in crew.chunks] == [chunk.caption for chunk in expected]
+
+
+def test_the_log_of_a_story_gives_its_state_and_all_that_was_said(crew: Crew) -> None:
+    crew.give(m.Start(id="a", text="a fox", num_chunks=3))
+    crew.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 1)
+    crew.give(m.Cut(id="b", text="the city", num_chunks=2))
+    assert crew.ended("b").outcome == "applied"
+    crew.wait(_holding)
+    crew.worker.close()
+    crew.deliveries += crew.worker.take()
+    now = time.monotonic()
+    replayed, said = Director.replay(crew.config, crew.record)
+    snapshot = replayed.snapshot(now)
+    assert snapshot == crew.worker.look()[1]
+    assert snapshot.memory, "what a cut would remember included"
+    assert said == [delivery.event for delivery in crew.deliveries]
 
 
 def test_a_cut_reaches_the_screen_and_names_what_it_remembers(crew: Crew) -> None:

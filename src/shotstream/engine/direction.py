@@ -90,6 +90,13 @@ class Viewers:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Remembered:
+    """What a cut now would remember, as whoever has the stream sees it. Changes no decision."""
+
+    frames: tuple[RememberedFrame, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Planned:
     """What a retake does at a chunk, since the shot before did."""
 
@@ -188,7 +195,7 @@ class Saved:
     """Of commands, newest last."""
 
 
-Input = Command | Written | NotWritten | Dropped | Viewers | Located | Trouble
+Input = Command | Written | NotWritten | Dropped | Viewers | Located | Trouble | Remembered
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,6 +34,7 @@ from shotstream.engine.direction import (
     Located,
     NewShot,
     NotWritten,
+    Remembered,
     Result,
     Saved,
     Trouble,
@@ -54,7 +55,6 @@ from shotstream.engine.messages import (
     Memory,
     MemoryChanged,
     Pause,
-    RememberedFrame,
     Resume,
     Retake,
     Start,
@@ -94,7 +94,7 @@ class Director(Planning, Airing):
 
     def handle(self, command: Input, now: float) -> list[Event]:
         """Take a command. Raises ValueError for an id that was used before; nothing changes then."""
-        if not isinstance(command, (Written, NotWritten, Dropped, Viewers, Trouble)):
+        if not isinstance(command, (Written, NotWritten, Dropped, Viewers, Trouble, Remembered)):
             if command.id in self._known:
                 raise ValueError(f"id {command.id!r} was used before: every command needs an id of its own")
             self._known[command.id] = None
@@ -114,6 +114,7 @@ class Director(Planning, Airing):
             return making
         self._log("next_work", None, now)
         self._making = making
+        self._note_status(now)
         return making.work
 
     def done(self, result: Result, now: float) -> list[Event]:
@@ -132,33 +133,34 @@ class Director(Planning, Airing):
         self._advance(now)
         return self._flush(now)
 
-    def remembers(self, frames: tuple[RememberedFrame, ...]) -> list[Event]:
-        """Announce what a cut now would remember. Changes no decision, so it is not logged."""
-        if frames == self._memory or self._story is None:
-            return []
-        self._memory = frames
-        return [MemoryChanged(frames=frames)]
-
     @classmethod
-    def replay(cls, config: DirectorConfig, log: Iterable[Entry], saved: Saved | None = None) -> Director:
-        """The state that a log leads to."""
-        director = cls(config, saved=saved)
+    def replay(
+        cls, config: DirectorConfig, log: Iterable[Entry], saved: Saved | None = None
+    ) -> tuple[Director, list[Event]]:
+        """The state that a log leads to, and everything that is said on the way."""
+        director, said = cls(config, saved=saved), list[Event]()
         for entry in log:
             call = getattr(director, entry.call)
-            call(entry.now) if entry.argument is None else call(entry.argument, entry.now)
-        return director
+            answer = call(entry.now) if entry.argument is None else call(entry.argument, entry.now)
+            said += answer if isinstance(answer, list) else []
+        return director, said
 
     def _advance(self, now: float) -> None:
         if self._pass_time(now):
             self._log("poll", None, now)
+            self._note_status(now)
 
     def _flush(self, now: float) -> list[Event]:
         """The events since the last time, and a status if it changed."""
+        self._note_status(now)
+        return self._notices.take()
+
+    def _note_status(self, now: float) -> None:
+        """Say what has changed in the very call that changed it: a replay is given no others."""
         status = self._status_now(now)
         if _is_news(status, self._status):
             self._status = status
             self._notices.add(status)
-        return self._notices.take()
 
     def _log(
         self, call: Literal["handle", "next_work", "done", "poll"], argument: Input | Result | None, now: float
@@ -190,6 +192,9 @@ class Director(Planning, Airing):
                 return
             case Located():
                 self._take_located(command, now)
+                return
+            case Remembered():
+                self._take_remembered(command)
                 return
         self._notices.add(Accepted(id=command.id, command=command.kind, text=text_of(command), at=at_of(command)))
         if problem := self._problem(command):
@@ -312,6 +317,11 @@ class Director(Planning, Airing):
             self._set_paused("trouble", now)
         elif self._paused == "trouble":  # it does not go on by itself: somebody has to look
             self._set_paused("asked", now)
+
+    def _take_remembered(self, remembered: Remembered) -> None:
+        if remembered.frames != self._memory and self._story is not None:
+            self._memory = remembered.frames
+            self._notices.add(MemoryChanged(frames=remembered.frames))
 
     def _begin_story(self, command: Start, now: float) -> None:
         self._enter_story(command.seed, command.global_caption, 0, now)

@@ -40,6 +40,7 @@ from shotstream.engine.direction import (
     OpenShot,
     Place,
     Refused,
+    Remembered,
     Result,
     Scene,
     Trouble,
@@ -175,7 +176,7 @@ class Worker:
         Raises ValueError for an id that was used before, ArchiveError while nothing can be kept.
         """
         with self._changed:
-            if isinstance(command, (Written, NotWritten, Dropped, Viewers, Trouble, Located)):
+            if isinstance(command, (Written, NotWritten, Dropped, Viewers, Trouble, Located, Remembered)):
                 self._put(self._director.handle(command, time.monotonic()))
             else:
                 self._submit(command)
@@ -421,8 +422,7 @@ class Worker:
         with self._changed:
             aired = self._director.aired_frames(time.monotonic())
         frames = _remembered(self._stream.preview_memory(aired_frames=aired))
-        with self._changed:
-            self._put(self._director.remembers(frames))
+        self.submit(Remembered(frames=frames))
         if isinstance(work, NextChunk):  # not right after the first chunk, which leaves the least time for the next
             self._stream.encode_ahead()
 

@@ -122,6 +122,7 @@ test("every state of the story has its words, and bad ones say what to do", () =
   assert.equal(of({ state: "live" }).mood, "live");
   assert.equal(of({ state: "late", late_ms: 400 }).badge, "Late 0.4 s");
   assert.equal(of({ state: "holding" }).badge, "Waiting for direction");
+  assert.deepEqual([of({ state: "paused" }).help, of({ state: "paused", detail: "nobody is watching" }).help], ["", "Nobody is watching."]);
   assert.match(of({ state: "queued", queue_position: 3 }).title, /Number 3/);
   assert.match(of({ state: "error", detail: "out of memory" }).help, /out of memory.*begin again/);
   for (const state of ["idle", "loading", "warming"]) assert.ok(of({ state }).title);

@@ -29,7 +29,7 @@ STATES: dict[str, tuple[dict[str, Any], str, str]] = {
     "queued": ({"queue_position": 2}, "In the queue", "Number 2 in the queue"),
     "late": ({"late_ms": 1500}, "Late 1.5 s", ""),
     "holding": ({"detail": "waiting for direction"}, "Waiting for direction", ""),
-    "paused": ({}, "Paused", ""),
+    "paused": ({"detail": "the disk is full: make room, then resume"}, "Paused", ""),
     "error": ({"detail": "out of memory"}, "Error", "The engine stopped"),
 }
 
@@ -98,6 +98,9 @@ def test_every_state_has_its_words_and_can_be_read(enter: Enter, serious_finding
         person.badge(badge)
         assert person.page.locator("#cover-title").inner_text() == title
         assert person.page.locator("#cover").is_visible() == bool(title)
+        remark = "The disk is full: make room, then resume." if state == "paused" else ""
+        assert person.page.locator("#remark-text").inner_text() == remark
+        assert person.page.locator("#remark").is_visible() == bool(remark)
         assert serious_findings(person, "#stage") == [], state
     person.page.evaluate("window.WebSocket = class { close() {} }; window.sockets.at(-1).close(4000)")
     person.badge("Reconnecting")

@@ -7,6 +7,8 @@
  *   live: boolean, viewers: number, thumbnail: string}} StoryCard
  */
 
+import { sentence } from "./state.js";
+
 /** The server will not do it, or cannot be reached. */
 export class Refused extends Error {
   /** @param {string} message @param {number} status 0: there was no answer */
@@ -55,9 +57,6 @@ async function reasonIn(answer) {
   }
   return sentence(words || `the server answered ${answer.status}`);
 }
-
-/** @param {string} words */
-const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? "" : ".");
 
 /** @param {string} name */
 const storyPath = (name) => `/api/stories/${encodeURIComponent(name)}`;

@@ -455,6 +455,8 @@ function drawCover({ mood, title, help }) {
   cover.classList.toggle("thin", state.onScreen !== null);
   views.setText(byId("cover-title"), title);
   views.setText(byId("cover-help"), help);
+  byId("remark").hidden = Boolean(title) || !help;
+  views.setText(byId("remark-text"), title ? "" : help);
   const action = buttons["cover-action"];
   const words = actionWords(mood);
   action.hidden = !words;

@@ -417,7 +417,7 @@ export function cardOf(state, shot) {
  *
  * @typedef {"live" | "late" | "holding" | "paused" | "back" | "wait" | "bad" | "idle"} Mood
  * @param {State} state
- * @returns {{mood: Mood, badge: string, title: string, help: string}} title and help are empty while a picture is shown
+ * @returns {{mood: Mood, badge: string, title: string, help: string}} title is empty while a picture is shown; help is then a remark on it
  */
 export function situation(state) {
   const { connection, status } = state;
@@ -455,7 +455,7 @@ function ofStatus(state, status) {
     case "holding":
       return { mood: "holding", badge: "Waiting for direction", title: "", help: "" };
     case "paused":
-      return { mood: "paused", badge: "Paused", title: "", help: status.detail };
+      return { mood: "paused", badge: "Paused", title: "", help: sentence(status.detail) };
     case "error":
       return overlay("bad", "Error", "The engine stopped", `${status.detail || "It gave no reason."} Stop the story and begin again; if that fails, restart the server and look at its log.`);
     case "live":
@@ -464,6 +464,9 @@ function ofStatus(state, status) {
         : { mood: "live", badge: "Live", title: "", help: "" };
   }
 }
+
+/** What the server says, for people. @param {string} words */
+export const sentence = (words) => words && words.charAt(0).toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? "" : ".");
 
 /** @param {Mood} mood @param {string} badge @param {string} title @param {string} help */
 function overlay(mood, badge, title, help) {

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import save_file
 
 from shotstream import cli
 from shotstream.engine import loading
 from shotstream.engine.stream import Engine
 from shotstream.generate import describe, film, generate
 from shotstream.models.checkpoint import save_dit
+from shotstream.models.tiny_codec import FORMAT, TinyCodec, TinyCodecConfig
 from shotstream.story import Shot, Steer, Story, write_story
 
 STORY = Story(
@@ -138,6 +142,53 @@ def test_weights_of_another_shape_are_refused(
     error = capsys.readouterr().err
     assert "not of preset storyworld: dim is 32, expected 256" in error
     assert error.count("\n") == 1
+
+
+def _small_codec(**changes: int) -> TinyCodec:
+    widths = {"encoder_widths": (16, 16, 16), "decoder_widths": (16, 16, 16)}
+    return TinyCodec(TinyCodecConfig(**widths, **changes))
+
+
+def _write_wrong_shapes(path: Path) -> None:
+    codec = _small_codec()
+    codec.encoder.first = torch.nn.Conv2d(48, 32, 3)
+    codec.save(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b"not weights"), "cannot read weights from"),
+        (lambda path: save_file({"weight": torch.zeros(1)}, path), f"expected a file of format {FORMAT}, got None"),
+        (lambda path: save_file({"weight": torch.zeros(1)}, path, {"format": FORMAT}), "does not say its config"),
+        (lambda path: save_file({}, path, {"format": FORMAT, "config": "{"}), "cannot read weights from"),
+        (lambda path: save_file({}, path, {"format": FORMAT, "config": '{"patch": "four"}'}), "cannot read weights"),
+        (lambda path: save_file({}, path, {"format": FORMAT, "config": "{}"}), "tensors missing"),
+        (_write_wrong_shapes, "encoder.first.weight is [32, 48, 3, 3], expected [16, 48, 3, 3]"),
+        (lambda path: _small_codec().save(path), "32 channels at stride 16, preset storyworld needs 48 at 16"),
+        (lambda path: _small_codec(latent_channels=48, patch=2).save(path), "48 channels at stride 8"),
+    ],
+)
+def test_a_codec_that_does_not_fit_is_refused_before_anything_is_written(
+    write: Callable[[Path], None], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "codec.safetensors")
+    (tmp_path / "out.mp4").write_bytes(b"precious")
+    assert cli.main(["generate", "--shot", "x", "--weights", str(tmp_path), "-o", str(tmp_path / "out.mp4")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "out.mp4").read_bytes() == b"precious"
+
+
+def test_a_probe_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("skia", reason="evaluation needs the renderer")
+    for name in ("garbage.safetensors", "garbage"):
+        (tmp_path / name).write_bytes(b"not a probe")
+        assert cli.main(["evaluate", "--probe", str(tmp_path / name), "--stories", "1"]) == 2
+        error = capsys.readouterr().err
+        assert f"cannot read weights from {tmp_path / name}" in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("output", ["none/out.mp4", "out.avi"])

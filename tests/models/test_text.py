@@ -164,6 +164,20 @@ def test_official_umt5_files_load_and_follow_the_published_formulas(tmp_path: Pa
     torch.testing.assert_close(got, _plain_umt5(state, ids), atol=5e-4, rtol=0)
 
 
+@pytest.mark.parametrize("change", ["garbage", "missing", "reshaped"])
+def test_a_broken_umt5_file_is_named(change: str, tmp_path: Path) -> None:
+    path, state = tmp_path / text.UMT5_WEIGHTS, _tiny_official_umt5()
+    if change == "missing":
+        del state["blocks.0.attn.q.weight"]
+    if change == "reshaped":
+        state["blocks.1.attn.k.weight"] = torch.zeros(6, 9)
+    torch.save(state, path)
+    if change == "garbage":
+        path.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=text.UMT5_WEIGHTS):
+        text._load_umt5(path, torch.float32)
+
+
 def test_a_foreign_umt5_key_is_named() -> None:
     with pytest.raises(ValueError, match=r"blocks\.0\.other"):
         text.convert_umt5_keys({"blocks.0.other": torch.zeros(1)})

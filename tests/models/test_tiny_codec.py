@@ -227,7 +227,7 @@ def test_bad_configs_and_files_are_named(codec: TinyCodec, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="newer version"):
         TinyCodecConfig.from_dict({"depth": 3})
     save_file({"weight": torch.zeros(2)}, str(tmp_path / "other.safetensors"))
-    with pytest.raises(ValueError, match="expected a codec"):
+    with pytest.raises(ValueError, match="expected a file of format"):
         TinyCodec.load(tmp_path / "other.safetensors")
 
 
@@ -244,6 +244,21 @@ def test_taehv_reads_published_names_and_larger_growing_kernels(taehv: Taehv, tm
     del grown["decoder.22.bias"]
     with pytest.raises(ValueError, match=r"missing \['decoder.22.bias'\]"):
         Taehv.from_weights(grown)
+
+
+@pytest.mark.parametrize("name", ["garbage.safetensors", "garbage.pth"])
+def test_another_kind_of_file_is_no_codec(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"not weights")
+    for load in (TinyCodec.load, Taehv.load):
+        with pytest.raises(ValueError, match=f"cannot read weights from .*{name}"):
+            load(tmp_path / name)
+
+
+def test_taehv_of_shapes_that_no_width_explains_is_named(taehv: Taehv, tmp_path: Path) -> None:
+    weights = taehv.state_dict() | {"encoder.17.weight": torch.tensor(1.0)}
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"cannot read weights from .*w\.pth"):
+        Taehv.load(tmp_path / "w.pth")
 
 
 def test_published_widths_have_the_published_size() -> None:

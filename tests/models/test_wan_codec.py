@@ -101,3 +101,12 @@ def test_wrong_input_is_named(codec: WanCodec) -> None:
         codec.encode(clip(3))
     with pytest.raises(ValueError, match="not official"):
         WanCodec.from_official({"weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("name", ["vae.safetensors", "vae.pth", "folder/diffusion_pytorch_model.safetensors"])
+def test_another_kind_of_file_is_no_codec(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="cannot read weights from"):
+        WanCodec.load(path.parent if path.parent != tmp_path else path)

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("skia", reason="the drawn world needs skia-python: pip install 'shotstream[world]'")
 
+from shotstream.models.checkpoint import read_tensors
 from shotstream.storyworld import ATTRIBUTES, held_out_pairs, sample_story
 from shotstream.storyworld.probe import Probe, ProbeConfig, ProbeScores, frames_looked_at, load_probe, save_probe
 from shotstream.training.probe import (
@@ -67,6 +69,20 @@ def test_a_saved_probe_reads_the_same(tmp_path: Path):
 def test_a_missing_probe_says_how_to_get_one(tmp_path: Path):
     with pytest.raises(ValueError, match="train probe"):
         load_probe(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("broken", ["format", "config", "scores", "tensors"])
+def test_a_broken_probe_is_named(broken: str, tmp_path: Path):
+    path = tmp_path / "probe.safetensors"
+    save_probe(Probe(SMALL), path, SCORES)
+    tensors, metadata = read_tensors(path)
+    if broken == "tensors":
+        del tensors["queries"]
+    else:
+        metadata[broken] = '{"x": 1}'
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=r"probe\.safetensors"):
+        load_probe(path)
 
 
 def test_an_attribute_counts_only_where_it_is_read_well():

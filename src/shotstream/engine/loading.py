@@ -14,7 +14,7 @@ import torch
 from shotstream.engine.fake import FAKE, FakeEngine
 from shotstream.engine.stream import Engine, TeacherEngine
 from shotstream.models.checkpoint import load_dit
-from shotstream.models.codec import Codec
+from shotstream.models.codec import ChunkedCodec, Codec
 from shotstream.models.dit import DiTConfig
 from shotstream.models.text import CachedTextEncoder, load_text_encoder
 from shotstream.presets import Preset, find_weights, get_preset
@@ -102,15 +102,29 @@ def keep_freed_memory(trim_bytes: int = 1 << 29, mmap_bytes: int = 1 << 25) -> b
 
 
 def load_codec(preset: Preset, weights: str | Path | None, device: torch.device, dtype: torch.dtype) -> Codec:
-    """The preset's codec on a device."""
+    """The preset's codec on a device. Raises: ValueError if its weights are of another kind, or of another size."""
     path = find_weights(preset, "codec", weights)
+    codec: ChunkedCodec
     if preset.codec == "wan":
         from shotstream.models.wan_codec import WanCodec
 
-        return WanCodec.load(path, dtype=dtype).to(device)
-    from shotstream.models.tiny_codec import TinyCodec
+        codec = WanCodec.load(path, dtype=dtype)
+    else:
+        from shotstream.models.tiny_codec import TinyCodec
 
-    return TinyCodec.load(path, dtype=dtype).to(device)
+        codec = TinyCodec.load(path, dtype=dtype)
+    _check_codec(codec, preset, path)
+    return codec.to(device)
+
+
+def _check_codec(codec: Codec, preset: Preset, path: Path) -> None:
+    found = (codec.latent_channels, codec.spatial_stride)
+    expected = (preset.dit.out_channels, preset.spatial_stride)
+    if found != expected:
+        raise ValueError(
+            f"{path} makes latents of {found[0]} channels at stride {found[1]}, preset {preset.name} needs "
+            f"{expected[0]} at {expected[1]}: pass the codec that its model was trained with"
+        )
 
 
 def load_text(preset: Preset, weights: str | Path | None, device: torch.device) -> CachedTextEncoder:

@@ -7,15 +7,15 @@ official Wan folder or file, and LoRA adapters in PEFT's naming, merged on load.
 from __future__ import annotations
 
 import json
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,26 +28,60 @@ EMA_SECTION = "generator_ema"
 LORA_KEY = re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight$")
 
 
-def read_tensors(path: Path | str, *, use_ema: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors or `.pt` file and its metadata. use_ema picks the averaged weights of a `.pt`.
+@contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Say in one ValueError that a file is damaged or of another kind, whatever a library raises about it.
 
+    Nobody lists what libraries raise: unpickling noise ends in almost anything, tokenizers in a bare Exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is ValueError:  # ours, already in words
+            raise
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise ValueError(
+            f"cannot read weights from {path}: {reason} (damaged, or of another kind: fetch the file again)"
+        ) from error
+
+
+def read_tensors(
+    path: Path | str, *, use_ema: bool = False, mmap: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors or `.pt` file and its metadata.
+
+    Args: use_ema picks the averaged weights of a `.pt`; mmap leaves a large `.pt` on the disk until it is used.
     Raises: ValueError with the way out when the file is missing, unreadable or needs code to unpickle.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no weights file at {path}: check the path, or run `shotstream weights` for what is known")
-    try:
+    with reading(path):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        return _read_pickled(path, use_ema), {}
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ValueError(f"cannot read weights from {path}: {reason}") from error
+        return _read_pickled(path, use_ema, mmap), {}
 
 
-def _read_pickled(path: Path, use_ema: bool) -> dict[str, Tensor]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+def read_ours(path: Path | str, format: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
+    """Tensors, config and metadata of a safetensors file that we wrote in this format.
+
+    Raises: ValueError if it is another kind of file or does not say its config.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != format:
+        raise ValueError(
+            f"{path}: expected a file of format {format}, got {metadata.get('format')!r}: pass one that we wrote"
+        )
+    with reading(path):
+        config = json.loads(metadata.get("config", "null"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} does not say its config: write it again with the recipe that made it")
+    return tensors, config, metadata
+
+
+def _read_pickled(path: Path, use_ema: bool, mmap: bool) -> dict[str, Tensor]:
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     section = _section(content, path, use_ema) if isinstance(content, dict) else content
     if not isinstance(section, dict):
         raise ValueError(f"{path} holds a {type(section).__name__}, expected a dict of tensors")
@@ -115,8 +149,11 @@ def merge_lora(
     return merged
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Fill a module; every tensor must be there with its shape. Raises ValueError naming the first differences."""
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str, *, assign: bool = False) -> None:
+    """Fill a module, or let it have the very tensors (assign); every one must be there with its shape.
+
+    Raises: ValueError naming the first differences.
+    """
     expected = module.state_dict()
     missing = sorted(expected.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - expected.keys())
@@ -132,7 +169,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
             f"{source}: {name} is {list(tensors[name].shape)}, expected {list(expected[name].shape)} "
             f"({len(wrong)} tensors differ): pass the preset these weights were made for"
         )
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), assign=assign)
 
 
 def parse_config(text: str) -> DiTConfig:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shotstream.models.checkpoint import read_tensors, reading
 from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, split_frames
 
 
@@ -204,9 +204,9 @@ class Taehv(ChunkedCodec):
     @classmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Taehv:
         """From a published file, `.safetensors` or `.pth` (read without running any code it may hold)."""
-        if str(path).endswith(".safetensors"):
-            return cls.from_weights(load_file(str(path))).to(dtype)
-        return cls.from_weights(torch.load(path, map_location="cpu", weights_only=True)).to(dtype)
+        weights, _ = read_tensors(path)
+        with reading(path):  # shapes that no width explains
+            return cls.from_weights(weights).to(dtype)
 
 
 def _config_of(weights: Mapping[str, Tensor]) -> TaehvConfig:

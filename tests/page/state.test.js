@@ -112,6 +112,16 @@ test("the caption shown is that of the picture on screen, not of the newest chun
   assert.equal(reduce(state, presented(0, 1, 2)).caption, "new");
 });
 
+test("what was left out of the caption is told when it shows, and after a reload, until another caption is in force", () => {
+  const steered = (seq, id, left_out) => [sent(0, id), message(ended(seq, { id, left_out })), presented(0, 1, 900)];
+  const long = run(message(hello()), ...steered(1, "a", ["he waves"]));
+  assert.deepEqual(long.leftOut, ["he waves"]);
+  assert.deepEqual(steered(2, "b", []).reduce(reduce, long).leftOut, []);
+  assert.deepEqual(reduce(long, message(ended(2, { id: "u", command: "undo" }))).leftOut, []);
+  assert.deepEqual(run(message(hello({}, { left_out: ["he waves"] }))).leftOut, ["he waves"]);
+  assert.deepEqual(run(message(hello())).leftOut, []);
+});
+
 test("looking back gives no receipts", () => {
   const state = run(message(hello()), sent(0), message(ended(1)), { type: "lookBack", on: true }, presented(0, 1, 5, false));
   assert.deepEqual(state.receipts, []);

@@ -35,3 +35,16 @@ def test_what_is_dropped_on_the_memory_and_is_no_picture_is_refused_in_words_to_
     Image.new("RGB", (90, 50), (200, 120, 40)).save(file, "png")
     drop(person, "wall.png", "image/png", file.getvalue())
     person.page.locator("#picture-dialog[open]").wait_for()
+
+
+def test_what_did_not_fit_into_the_caption_is_told_and_told_again_after_a_reload(person: Watcher) -> None:
+    person.direct("a fox walks along the beach")
+    person.receipt("a fox")
+    person.send("extend", num_chunks=60)
+    left_out = person.page.locator("#left-out")
+    assert left_out.is_hidden()
+    person.direct("now he walks on and on " + "past the sea and the hills " * 11)
+    left_out.filter(has_text="past the sea").wait_for()
+    person.page.reload()
+    person.badge("Live")
+    left_out.filter(has_text="past the sea").wait_for()

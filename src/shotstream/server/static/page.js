@@ -526,7 +526,7 @@ function drawFacts() {
   views.setText(byId("rate"), state.framesPerSecond ? state.framesPerSecond.toFixed(1) : "–");
   views.setText(byId("latency"), state.latencyMs === null ? "–" : `${(state.latencyMs / 1000).toFixed(2)} s`);
   views.setText(byId("caption"), state.caption || "–");
-  const leftOut = state.receipts.findLast((one) => one.outcome === "applied")?.leftOut ?? [];
+  const { leftOut } = state;
   byId("left-out").hidden = !leftOut.length;
   views.setText(byId("left-out"), leftOut.length ? `Too long, left out: ${leftOut.join("; ")}` : "");
 }

@@ -37,7 +37,8 @@
  *   made_chunks: number, context: RememberedFrame[], steers: SteerMark[], thumbnail: string}} ShotCard
  * @typedef {{id: string, command: string, text: string, at: At | null}} Pending
  * @typedef {{status: Omit<Status, "kind">, global_caption: string, seed: number, epoch: number, shots: ShotCard[],
- *   head: number | null, takes: Take[], pending: Pending[], memory: RememberedFrame[], performance?: Performance | null}} StorySnapshot
+ *   head: number | null, takes: Take[], pending: Pending[], memory: RememberedFrame[], performance?: Performance | null,
+ *   left_out?: string[]}} StorySnapshot
  * @typedef {{name: string, width: number, height: number, fps: number, mime: string, first_chunk_frames: number,
  *   chunk_frames: number, chunks_per_shot: number, memory_frames: number, suggestions: string[]}} PresetInfo
  * @typedef {{kind: "hello", protocol: number, viewer: string, story: string, role: "director" | "watcher", seq: number,

@@ -64,6 +64,7 @@
  * @property {Record<number, string>} captions   of the newest chunks, by sequence
  * @property {OnScreen | null} onScreen
  * @property {string} caption               in force in the picture on screen
+ * @property {string[]} leftOut             parts of it that did not fit into the text encoder
  * @property {number | null} latencyMs      of the newest instruction seen to take effect
  * @property {import("./protocol.js").Metrics | null} metrics
  * @property {number} framesPerSecond       presented here
@@ -117,6 +118,7 @@ export const INITIAL = Object.freeze({
   captions: {},
   onScreen: null,
   caption: "",
+  leftOut: [],
   latencyMs: null,
   metrics: null,
   framesPerSecond: 0,
@@ -206,6 +208,7 @@ function welcomed(state, hello, now) {
     head: snapshot.head,
     takes: snapshot.takes,
     memory: snapshot.memory,
+    leftOut: snapshot.left_out ?? [],
     performance: snapshot.performance ?? null,
     instructions: [...open, ...pending],
   };
@@ -273,8 +276,10 @@ function ended(state, event, now, replayed) {
     if (replayed && !one.mine) return marked;
     return arriving({ ...marked, instructions: [...without(marked, event.id), { ...one, stage: "coming" }] }, now);
   }
-  const closed = { ...marked, instructions: without(marked, event.id) };
-  const worthSaying = event.outcome !== "applied" || event.reason || GOES_BACK.has(event.command);
+  const wentBack = event.outcome === "applied" && GOES_BACK.has(event.command);
+  const leftOut = wentBack ? event.left_out : marked.leftOut;
+  const closed = { ...marked, leftOut, instructions: without(marked, event.id) };
+  const worthSaying = event.outcome !== "applied" || event.reason || wentBack;
   const seen = { ...receipt(one, event.outcome, now, event.reason), latencyMs: null };
   return worthSaying && known ? withReceipt(closed, seen) : closed;
 }
@@ -364,7 +369,8 @@ function isShown({ ended: event, sequence }, onScreen) {
 
 /** @param {State} state @param {Instruction} one @param {number} now @returns {State} */
 function arrive(state, one, now) {
-  const shown = withReceipt({ ...state, instructions: without(state, one.id) }, receipt(one, "applied", now, one.ended?.reason));
+  const leftOut = one.ended?.left_out ?? [];
+  const shown = withReceipt({ ...state, leftOut, instructions: without(state, one.id) }, receipt(one, "applied", now, one.ended?.reason));
   const latencyMs = one.sentAt === null ? state.latencyMs : now - one.sentAt;
   return { ...shown, latencyMs };
 }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import Any
 
 import pytest
-from benchmarks.live_browser import Watcher
+from benchmarks.live_browser import Server, Watcher
 from PIL import Image
 
 pytestmark = [pytest.mark.panels, pytest.mark.timeout(240)]
@@ -48,3 +49,29 @@ def test_what_did_not_fit_into_the_caption_is_told_and_told_again_after_a_reload
     person.page.reload()
     person.badge("Live")
     left_out.filter(has_text="past the sea").wait_for()
+
+
+def test_a_browser_without_h264_is_told_so_and_what_to_do(browser: Any, server: Server) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.add_init_script("MediaSource.isTypeSupported = () => false")
+    page.goto(f"{server.url}/#story=unplayable")
+    page.locator("#badge-text").filter(has_text="Cannot play").wait_for()
+    assert page.locator("#cover-title").inner_text() == "This browser cannot play the stream"
+    assert "H.264" in (words := page.locator("#cover-help").inner_text())
+    assert "Use a current Chrome, Edge, Firefox or Safari" in words
+    assert page.locator("#steer").is_disabled()
+    context.close()
+
+
+def test_a_picture_that_stands_still_for_want_of_chunks_is_not_called_live(person: Watcher) -> None:
+    person.direct("a fox walks along the beach")
+    person.receipt("a fox")
+    person.send("extend", num_chunks=60)
+    person.badge("Live")
+    person.page.evaluate("window.sockets.at(-1).onmessage = null")  # the network stalls, the socket stays open
+    person.badge("Waiting for video")
+    last = person.pictures()[-1]
+    person.page.wait_for_timeout(300)
+    assert person.pictures()[-1] == last
+    person.badge("Live")  # the silence was noticed, and the page joined again

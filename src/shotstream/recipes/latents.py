@@ -11,7 +11,6 @@ on the first of them.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import time
@@ -30,7 +29,7 @@ from shotstream.models.codec import Codec, to_uint8
 from shotstream.models.text import MiniLMEncoder, TextEncoder
 from shotstream.models.tiny_codec import TinyCodec
 from shotstream.presets import STORYWORLD
-from shotstream.training.data import CODEC_FILE, Captions, chunk_of_pixel, frames_ever_asked_for, write_shard
+from shotstream.training.data import Captions, chunk_of_pixel, frames_ever_asked_for, write_shard
 from shotstream.training.randomness import generator_at
 
 log = logging.getLogger(__name__)
@@ -243,8 +242,6 @@ def run(recipe: LatentsRecipe, *, workers: int = 1, threads: int = 1, minutes: f
     """Make all shards, spread over processes."""
     Path(recipe.out).mkdir(parents=True, exist_ok=True)
     until = None if minutes is None else time.monotonic() + 60 * minutes
-    statistics = {"latent_sd": TinyCodec.load(recipe.codec).latent_sd.tolist()}
-    (Path(recipe.out) / CODEC_FILE).write_text(json.dumps(statistics))
     if workers == 1:
         make_shards(recipe, range(recipe.num_shards), until=until, threads=threads)
         return

@@ -46,15 +46,15 @@ class TeacherRecipe:
 
 def config(part: Part, *, data: str, out: str) -> TeacherRecipe:
     """The storyworld recipe of one step."""
-    still, moving = FlowConfig(shift=1.5), FlowConfig(shift=3.0)
+    flow = FlowConfig(shift=3.0)
     if part == "frames":
         sampler = SamplerConfig(context_frames=0, singles=1)
-        return _recipe(part, data, out, sampler, still, steps=4400, batch=128, rate=8e-4)
+        return _recipe(part, data, out, sampler, flow, steps=4400, batch=128, rate=8e-4)
     if part == "memory":
-        return _recipe(part, data, out, SamplerConfig(singles=4), still, steps=1300, batch=24, rate=5e-4)
+        return _recipe(part, data, out, SamplerConfig(singles=4), flow, steps=1300, batch=24, rate=5e-4)
     if part == "clips":
-        return _recipe(part, data, out, SamplerConfig(target_frames=12), moving, steps=950, batch=24, rate=3e-4)
-    return _recipe(part, data, out, SamplerConfig(), moving, steps=210, batch=12, rate=1e-4)
+        return _recipe(part, data, out, SamplerConfig(target_frames=12), flow, steps=950, batch=24, rate=3e-4)
+    return _recipe(part, data, out, SamplerConfig(), flow, steps=210, batch=12, rate=1e-4)
 
 
 def _recipe(

@@ -98,7 +98,7 @@ class CodecTrainer:
         self.optimiser = torch.optim.AdamW(
             trainable, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        # Statistics of the raw latents, for noise in units of each channel's sd. In a frozen encoder they are given.
+        # Running statistics of the raw latents, for noise in units of each channel's sd.
         self.latent_mean = self.codec.latent_mean.clone()
         self.latent_variance = self.codec.latent_sd.square()
         self.batches = BatchMaker(source, config.data, config.seed)
@@ -155,8 +155,7 @@ class CodecTrainer:
         config, size = self.config, batch.pixels.shape[0]
         with torch.autocast("cpu", torch.bfloat16):
             raw_BFCHW = self.codec.encoder(batch.pixels, self.codec.new_encoder_state(size)).float()
-            if not config.freeze_encoder:
-                self._track_statistics(raw_BFCHW.detach())
+            self._track_statistics(raw_BFCHW.detach())
             noisy_BFCHW = raw_BFCHW + self._latent_noise(raw_BFCHW, generator)
             drawn_BTCHW = self.codec.decoder(noisy_BFCHW, self.codec.new_decoder_state(size))
         error_BTCHW = drawn_BTCHW - batch.pixels
@@ -340,7 +339,12 @@ def write_grid(pairs: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]],
 def latent_statistics(
     codec: TinyCodec, source: ClipSource, *, clips: int, num_frames: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean and sd [C] of the raw latents over random clips, first frames counted as often as all later ones."""
+    """Mean of every channel of the raw latents over random clips, and one scale for all of them, [C] each.
+
+    Channels keep their sizes relative to one another: shape and colour then stand out of the noise before fine detail
+    does, so that a generator decides them first. Scaled alike, as many an autoencoder's are, all come at once, and a
+    small network draws mosaics. First frames are counted as often as all later ones.
+    """
     raw = []
     for index in range(clips):
         clip = source.clip(np.random.default_rng((seed, index)), num_frames)
@@ -348,7 +352,7 @@ def latent_statistics(
         raw.append(codec.denormalise(codec.encode(pixels)).flatten(0, 1))
     raw_NCHW = torch.cat(raw)
     variance, mean = torch.var_mean(raw_NCHW, dim=(0, 2, 3))
-    return mean, variance.sqrt()
+    return mean, variance.mean().sqrt().expand_as(mean).clone()
 
 
 @torch.no_grad()

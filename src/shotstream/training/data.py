@@ -31,8 +31,6 @@ Array = NDArray[np.generic]
 FRAME_FIELDS = ("story", "shot", "pixel_frame", "roundtrip", "caption", "important", "latent")
 CLIP_FIELDS = ("story", "shot", "caption", "important", "latent")
 SHOT_FIELDS = ("story", "shot", "caption")
-CODEC_FILE = "codec.json"
-"""Beside the shards: what they were encoded with."""
 NO_CAPTION = -1
 NO_FRAME = -1
 OWN_FRAME = -2
@@ -143,7 +141,6 @@ class LatentLibrary:
             )
         self.text_length = text_length
         self._shards = shards
-        self.channel_weight = _channel_weight(Path(folder) / CODEC_FILE)
         self.frame = {name: _column(shards, f"frame_{name}") for name in FRAME_FIELDS}
         self.clip = {name: _column(shards, f"clip_{name}") for name in CLIP_FIELDS}
         self._states = _column(shards, "text_states")
@@ -193,18 +190,6 @@ class LatentLibrary:
         offset = int(self._states.ends[shard - 1]) if shard else 0
         rows = np.array(self._states.parts[shard][start - offset : stop - offset], dtype=np.float32)
         return torch.from_numpy(rows)
-
-
-def _channel_weight(path: Path) -> Tensor:
-    """[C, 1, 1], mean one: a channel counts by how far it moves the picture.
-
-    Normalised latents give fine detail the same scale as shape and colour. Weighted alike, a small network spends
-    itself on detail it cannot predict. One number where the library does not know its codec.
-    """
-    if not path.is_file():
-        return torch.ones(1, 1, 1)
-    sd = torch.tensor(json.loads(path.read_text())["latent_sd"])
-    return (sd / sd.mean())[:, None, None]
 
 
 def _column(shards: Sequence[Path], name: str) -> _Column:
@@ -409,14 +394,13 @@ class Sampler:
         captions = [[number[c] for c in (*p.context_captions, *p.target_captions)] for p in plans]
         shots = [[*p.context_shots, *[p.shot] * len(p.target_captions)] for p in plans]
         target, important = self._target_latents(plans)
-        weight = self.cell_weight(important)[:, :, None]
         batch = Batch(
             context=self._context_latents(plans, noises),
             target=target,
             shot_ids=torch.tensor(shots),
             text=self.library.text([NO_CAPTION, *ids]),
             caption_ids=torch.tensor(captions),
-            weight=weight * self.library.channel_weight,
+            weight=self.cell_weight(important)[:, :, None],
         )
         return Batch(*(t.to(self.device, non_blocking=True) for t in batch))
 

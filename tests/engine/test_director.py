@@ -315,6 +315,28 @@ def test_a_held_shot_goes_on_when_steered_or_extended_and_nothing_counts_as_late
     assert "late" not in sim.states
 
 
+def test_a_held_back_first_chunk_is_not_lost_to_a_cut_that_follows_it_at_once() -> None:
+    sim = Simulation(chunk_s=0.7, open_s=0.1, config=DirectorConfig(expected_chunk_s=0.7, expected_open_s=0.1))
+    first = sim.start()
+    second = sim.cut(at=m.At(shot=0, chunk=1))
+    sim.run(3.0)
+    assert (sim.ended(first).outcome, sim.ended(second).outcome) == ("applied", "applied")
+    assert [(chunk.shot, chunk.start) for chunk in sim.chunks[:2]] == [(0, 0), (1, 9)]
+
+
+def test_that_a_steer_made_a_shot_longer_is_replayed_even_before_its_chunk_is_begun() -> None:
+    sim = Simulation()
+    sim.start(num_chunks=2)
+    while len(sim.chunks) < 2:
+        sim.run(0.01)
+    sim.steer()
+    sim.run(0.01)
+    extend = sim.give(m.Extend, num_chunks=1)
+    assert sim.ended(extend).chunk == 2 + CONFIG.steer_chunks
+    _, said = Director.replay(CONFIG, sim.log)
+    assert said == [event for _, event in sim.events]
+
+
 def test_pause_stops_the_clock_and_resume_goes_on() -> None:
     sim = Simulation()
     sim.start()

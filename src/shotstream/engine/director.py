@@ -146,7 +146,8 @@ class Director(Planning, Airing):
         return director, said
 
     def _advance(self, now: float) -> None:
-        if self._pass_time(now):
+        passed, longer = self._pass_time(now), self._lengthen()
+        if passed or longer:
             self._log("poll", None, now)
             self._note_status(now)
 

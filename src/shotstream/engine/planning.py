@@ -30,10 +30,9 @@ class Planning(LiveStory):
         shot = self._shot
         if shot is None or self._leftover:
             return Wait(until=self._deadline())
-        self._lengthen(shot)
         scheduled = self._pending.scheduled_cut(_next_chunk(shot))
-        if scheduled is None and shot.num_made >= shot.num_chunks:
-            return Wait(until=self._deadline())
+        if self._held if scheduled else shot.num_made >= shot.num_chunks:
+            return Wait(until=self._deadline())  # a shot is opened once the one before it is on air
         begin = self._begin_at(self._timing.open_s if scheduled else self._timing.chunk_s)
         if now < begin:
             return Wait(until=min(begin, self._deadline() or begin))
@@ -52,14 +51,16 @@ class Planning(LiveStory):
             story=self._story.number, node=self._takes.head, chunk=chunk, seen=min(seen, chunk), command=command
         )
 
-    def _lengthen(self, shot: RunningShot) -> None:
-        """A shot that has run its length goes on for a little when it is steered."""
-        if (
-            shot.num_made >= shot.num_chunks
-            and self._pending.steers(_next_chunk(shot))
-            and not self._pending.scheduled_cut(_next_chunk(shot))
-        ):
-            shot.num_chunks = shot.num_made + self.config.steer_chunks
+    def _lengthen(self) -> bool:
+        """A shot that has run its length goes on for a little when it is steered. Returns whether it does from now."""
+        shot = self._shot
+        if shot is None or self._leftover or self._making is not None or shot.num_made < shot.num_chunks:
+            return False
+        here = _next_chunk(shot)
+        if self._pending.waiting_cut() or self._pending.scheduled_cut(here) or not self._pending.steers(here):
+            return False
+        shot.num_chunks = shot.num_made + self.config.steer_chunks
+        return True
 
     def _begin_at(self, times: deque[float]) -> float:
         """When to begin the next chunk: early enough, but never before the chunk ahead of it is on air."""

@@ -14,16 +14,17 @@ class FakeSocket {
 function connected({ now = () => 0 } = {}) {
   const sockets = [];
   const phases = [];
+  const reasons = [];
   const media = [];
   const client = new Client({
     url: "ws://x/ws", story: "main", token: "secret",
     now,
     openSocket: () => { sockets.push(new FakeSocket()); return sockets.at(-1); },
-    listeners: { message: () => {}, media: (header) => media.push(header), connection: ({ phase }) => phases.push(phase) },
+    listeners: { message: () => {}, media: (header) => media.push(header), connection: ({ phase, reason }) => { phases.push(phase); reasons.push(reason); } },
   });
   client.connect();
   sockets[0].onopen();
-  return { client, sockets, phases, media };
+  return { client, sockets, phases, reasons, media };
 }
 
 const hello = (seq, replayed = 0, state = "live") => JSON.stringify({ kind: "hello", seq, replayed, snapshot: { status: { state } } });
@@ -169,10 +170,17 @@ test("a command that nobody answers is a lost connection too", () => {
 });
 
 test("a refusal is final and says why", () => {
-  const { sockets, phases } = connected();
-  sockets[0].onmessage({ data: JSON.stringify({ kind: "error", fatal: true, message: "wrong token", code: "unauthorized", id: "" }) });
+  const { sockets, phases, reasons } = connected();
+  sockets[0].onmessage({ data: JSON.stringify({ kind: "error", fatal: true, message: "of another version: reload the page", code: "bad_message", id: "" }) });
   assert.equal(phases.at(-1), "refused");
+  assert.match(reasons.at(-1), /reload the page/);
   assert.ok(sockets[0].isClosed);
+});
+
+test("who came by a link that was revoked reads that, and not that the server has a token", () => {
+  const { sockets, reasons } = connected();
+  sockets[0].onmessage({ data: JSON.stringify({ kind: "error", fatal: true, message: "this server needs its token", code: "unauthorized", id: "" }) });
+  assert.match(reasons.at(-1), /not valid, or not any more/);
 });
 
 test("chunks are acknowledged, the init segment is not", () => {

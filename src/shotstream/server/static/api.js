@@ -92,10 +92,14 @@ export async function exported(story, format, takes) {
   return (await request(`${storyPath(story)}/export.${format}${query && "?"}${query}`)).blob();
 }
 
-/** A link for watching. @returns {Promise<{id: string, token: string}>} */
-export async function newWatchLink() {
-  return (await request("/api/watch-links", { method: "POST" })).json();
-}
+export const watchLinks = {
+  /** @returns {Promise<{id: string}[]>} */
+  list: async () => (await request("/api/watch-links")).json(),
+  /** @returns {Promise<{id: string, token: string}>} the token is told this once */
+  create: async () => (await request("/api/watch-links", { method: "POST" })).json(),
+  /** Who watches by it is disconnected. @param {string} id */
+  revoke: async (id) => request(`/api/watch-links/${encodeURIComponent(id)}`, { method: "DELETE" }),
+};
 
 /**
  * Play a story file live. What is going to be played; how it goes on say `performance` events.

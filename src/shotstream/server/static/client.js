@@ -134,8 +134,13 @@ export class Client {
     if (message.kind === "status") this.runs = runs(message.state);
     this.listeners.message(message);
     // What is unavailable now may be available later; the server closes and the client tries again.
-    if (message.kind === "error" && message.fatal && message.code !== "unavailable") this.refuse(message.code, message.message);
+    if (message.kind === "error" && message.fatal && message.code !== "unavailable") this.refuse(message.code, this.reasonOf(message));
     if (message.kind === "error" && message.code === "unavailable") this.unavailable = message.message;
+  }
+
+  /** Who came by a link is told about it, not about the server's token. @param {import("./protocol.js").ServerError} error */
+  reasonOf({ code, message }) {
+    return code === "unauthorized" && this.token ? NOT_VALID : message;
   }
 
   /** @param {string} code @param {string} reason */
@@ -148,7 +153,7 @@ export class Client {
   closed(code, reason) {
     this.drop();
     if (code === POLICY_VIOLATION) {
-      this.refuse("unauthorized", reason || "This link is not valid, or not any more.");
+      this.refuse("unauthorized", reason || NOT_VALID);
       return;
     }
     const delay = Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.attempt) * (0.75 + Math.random() / 2);
@@ -177,6 +182,7 @@ export class Client {
 }
 
 const POLICY_VIOLATION = 1008;
+const NOT_VALID = "This link is not valid, or not any more: ask for another one, or log in with the server's token.";
 
 /** @param {import("./protocol.js").StatusState} state */
 const runs = (state) => (state === "live" || state === "late" ? state : "");

@@ -1,12 +1,13 @@
 // @ts-check
 /**
- * Taking a story along: which film (the live path, or ticked takes in any order), in which format, and the address that
- * players take.
+ * Taking a story along: which film (the live path, or ticked takes in any order), in which format, and the addresses by
+ * which others watch it live.
  *
  * @typedef {import("./compare.js").Named} Named
  */
 
-import { Refused, exported, newWatchLink } from "./api.js";
+import { Refused, exported } from "./api.js";
+import { WatchLinks, copyAddress } from "./links.js";
 import { element, setText } from "./views.js";
 
 /** @type {[string, string, string][]} */
@@ -18,7 +19,6 @@ const FORMATS = [
   ["vtt", "Captions", "WebVTT"],
   ["zip", "Everything", "zip, and each take as mp4"],
 ];
-const LOOPBACK = ["localhost", "127.0.0.1", "[::1]"];
 
 /** @template {HTMLElement} T @param {string} id @returns {T} */
 const byId = (id) => /** @type {T} */ (document.getElementById(id));
@@ -34,8 +34,9 @@ export class ExportDialog {
     this.cut = [];
     byId("formats").append(...FORMATS.map((format) => this.formatButton(format)));
     for (const choice of this.dialog.querySelectorAll("input[name=cut]")) choice.addEventListener("change", () => this.draw());
-    byId("live-copy").addEventListener("click", () => this.copy());
-    byId("live-link").addEventListener("click", () => this.link());
+    const say = (/** @type {string} */ words) => this.say(words);
+    byId("live-copy").addEventListener("click", () => copyAddress(byId("live-address"), say));
+    this.links = new WatchLinks(say);
   }
 
   /** @param {string} story @param {Named[]} ticked in the order in which they were ticked @param {number} numShots of the live path */
@@ -46,7 +47,7 @@ export class ExportDialog {
     this.choice(ticked.length ? "own" : "live");
     this.say("");
     setText(byId("live-address"), `${location.origin}/stories/${story}/live.mp4`);
-    byId("live-link").hidden = LOOPBACK.includes(location.hostname);
+    this.links.open(story);
     this.draw();
     this.dialog.showModal();
     /** @type {HTMLElement | null} */ (byId("formats").querySelector("button"))?.focus();
@@ -124,35 +125,6 @@ export class ExportDialog {
       button.disabled = false;
       button.focus();
     }
-  }
-
-  async copy() {
-    const address = byId("live-address");
-    const copied = await copyText(address.textContent ?? "", address);
-    this.say(copied ? "The address is on the clipboard." : "Press Ctrl+C: the address is selected.");
-  }
-
-  /** An address that opens without the directors' token. */
-  async link() {
-    try {
-      const { token } = await newWatchLink();
-      setText(byId("live-address"), `${location.protocol}//watch:${token}@${location.host}/stories/${this.story}/live.mp4`);
-      this.say("Whoever has this address can watch, and nothing else.");
-    } catch (error) {
-      if (!(error instanceof Refused)) throw error;
-      this.say(error.message);
-    }
-  }
-}
-
-/** @param {string} text @param {HTMLElement} shown selected where there is no clipboard: a page without TLS @returns {Promise<boolean>} */
-async function copyText(text, shown) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    getSelection()?.selectAllChildren(shown);
-    return false;
   }
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -72,6 +72,15 @@ def _chunks(engine: Engine, story: Story, seed: int) -> Iterator[Chunk]:
     if story.is_exact:
         return retell(engine, replace(story, seed=seed))
     return film(engine.stream(seed=seed, global_caption=story.global_caption), story)
+
+
+def check_stories(engine: Engine, stories: Sequence[Story]) -> None:
+    """Raise ValueError, naming story and shot, if any caption is too long: before the first story is filmed."""
+    for story in stories:
+        try:
+            check_captions(engine, story)
+        except ValueError as error:
+            raise ValueError(f"{story.name}: {error}") from error
 
 
 def check_captions(engine: Engine, story: Story) -> None:

@@ -292,7 +292,7 @@ def _count_intervals(text: str) -> int:
     wanted = f"frame_number must be a list of [start, end) pairs such as [[0, 81], [81, 162]], got {text!r}"
     try:
         intervals = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(wanted) from error
     if not isinstance(intervals, (list, tuple)) or not intervals:
         raise ValueError(wanted)
@@ -302,18 +302,20 @@ def _count_intervals(text: str) -> int:
 
 
 def _parse(path: Path) -> Mapping[str, Any]:
-    text = path.read_text(encoding="utf-8")
     suffix = path.suffix.lower()
+    if suffix not in (".json", ".yaml", ".yml"):
+        raise ValueError(f"expected a .yaml, .yml or .json file, got suffix {suffix!r}")
+    text = path.read_text(encoding="utf-8")
+    return _mapping(_json(text) if suffix == ".json" else _yaml(text))
+
+
+def _json(text: str) -> Any:
     try:
-        if suffix == ".json":
-            content = json.loads(text)
-        elif suffix in (".yaml", ".yml"):
-            content = _yaml(text)
-        else:
-            raise ValueError(f"expected a .yaml, .yml or .json file, got suffix {suffix!r}")
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("not readable as JSON: it is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not readable as JSON: {error}") from error
-    return _mapping(content)
 
 
 def _yaml(text: str) -> Any:

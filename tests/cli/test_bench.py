@@ -40,6 +40,14 @@ def test_a_busy_machine_is_named() -> None:
     assert bench.busy_warning(0.0) is None
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_a_time_that_never_ends_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--seconds", seconds]) == 2
+    error = capsys.readouterr().err
+    assert "--seconds must be a positive number" in error
+    assert error.count("\n") == 1
+
+
 def test_generate_and_bench_never_import_the_renderer() -> None:
     code = (
         "import sys, shotstream.cli, shotstream.generate, shotstream.bench, shotstream.engine.loading\n"

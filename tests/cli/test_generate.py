@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,19 @@ def test_a_table_of_stories_becomes_numbered_files(loaded: Engine, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["o-01.mp4", "o-02.mp4"]
 
 
+def test_no_story_of_a_table_is_filmed_if_another_is_too_long(
+    loaded: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, shot in (("one", "It runs."), ("two", "word " * 70)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"shot1": shot}))
+    (tmp_path / "list.csv").write_text('json_path,frame_number\none.json,"[[0, 81]]"\ntwo.json,"[[0, 81]]"\n')
+    assert cli.main(["generate", str(tmp_path / "list.csv"), "-o", str(tmp_path / "o.mp4")]) == 2
+    error = capsys.readouterr().err
+    assert "two: shot 0: the caption has 70 tokens" in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.glob("*.mp4")) == []
+
+
 def test_the_same_seed_gives_the_same_file(loaded: Engine, tmp_path: Path) -> None:
     for name in ("a", "b"):
         cli.main(["generate", "--shot", "a fox", "--chunks", "1", "--seed", "5", "-o", str(tmp_path / f"{name}.mp4")])
@@ -113,6 +127,11 @@ def test_the_same_seed_gives_the_same_file(loaded: Engine, tmp_path: Path) -> No
         (["--shot", "x", "--chunks", "0"], "at least 1"),
         (["--shot", "x", "--seed", "-1"], "seed"),
         (["--shot", "x", "--steps", "4"], "--steps"),
+        (["--shot", "x", "--device", "tpu9"], "no device 'tpu9' here: use cpu"),
+        (["--shot", "x", "--device", "meta"], "no device 'meta' here"),
+        (["deep.json"], "deep.json: not readable as JSON: it is nested too deeply"),
+        (["deep.yaml"], "deep.yaml: not readable as YAML: it is nested too deeply"),
+        (["deep.csv"], "frame_number must be a list"),
         (["--shot", "x", "--sheet", "sheet.jpg"], "must end in .png"),
         (["story.yaml", "--shot", "x"], "not both"),
     ],
@@ -126,6 +145,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.safetensors").write_bytes(b"not weights")
+    for name in ("deep.json", "deep.yaml"):
+        (tmp_path / name).write_text("[" * 100_000)
+    (tmp_path / "deep.csv").write_text(f"json_path,frame_number\nx.json,{'-' * 100_000}1\n")
+    (tmp_path / "x.json").write_text("{}")
     (tmp_path / "out.mp4").write_bytes(b"precious")
     assert cli.main(["generate", *arguments, "-o", "out.mp4"]) == 2
     error = capsys.readouterr().err
@@ -191,14 +214,16 @@ def test_a_probe_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureF
         assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("output", ["none/out.mp4", "out.avi"])
+@pytest.mark.parametrize("output", ["none/out.mp4", "out.avi", "/proc/out.mp4"])
 def test_an_unwritable_output_is_refused_before_loading(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the model should not be loaded"))
     assert cli.main(["generate", "--shot", "x", "-o", output]) == 2
-    assert "cannot write" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"cannot write {output}" in error
+    assert error.count("\n") == 1
 
 
 def test_an_unknown_recipe_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

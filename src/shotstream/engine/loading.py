@@ -45,7 +45,7 @@ def load(
     if preset == FAKE.name:
         return FakeEngine()
     config = get_preset(preset) if isinstance(preset, str) else preset
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = choose_device(device)
     kind = dtype or default_dtype(place)
     if place.type == "cpu":
         keep_freed_memory()
@@ -65,6 +65,19 @@ def load(
 def _differences(found: DiTConfig, expected: DiTConfig) -> str:
     values = ((f.name, getattr(found, f.name), getattr(expected, f.name)) for f in fields(DiTConfig))
     return ", ".join(f"{name} is {one}, expected {other}" for name, one, other in values if one != other)
+
+
+def choose_device(wanted: torch.device | str | None = None) -> torch.device:
+    """The device that is asked for; without one CUDA where there is one. Raises: ValueError if it is not here."""
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device).item()
+    # Each backend that is missing says so in its own way.
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(f"no device {str(wanted)!r} here: use cpu, or cuda where there is a GPU") from error
+    return device
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

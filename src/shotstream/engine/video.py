@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any, Self
 
@@ -139,9 +140,21 @@ def check_writable(path: str | os.PathLike[str], *, suffixes: Sequence[str]) -> 
         raise ValueError(f"cannot write {target}: it is a folder")
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: the folder {target.parent} does not exist")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise ValueError(f"cannot write {target}: permission denied")
+    try:
+        _try_writing(target)
+    except OSError as error:
+        raise ValueError(f"cannot write {target}: {error.strerror}") from error
     return target
+
+
+def _try_writing(target: Path) -> None:
+    """Open what is there, or a file without a name where nothing is: permissions alone do not tell (/proc, root)."""
+    if target.exists():
+        with target.open("ab"):
+            pass
+    else:
+        with TemporaryFile(dir=target.parent):
+            pass
 
 
 def _strip(row: ShotSampler, cell_width: int) -> Image.Image:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -92,6 +94,10 @@ class Simulation:
             self._say(self.director.poll(self.now))
         self._engine()
 
+    @property
+    def shot_state(self) -> str:
+        return self.director.shot_state(self.now)
+
     def _engine(self) -> None:
         if self._work is not None and self.obeys and self.director.unwanted:
             self._finish(Abandoned())
@@ -99,14 +105,22 @@ class Simulation:
             self._finish(self._result(self._work))
         while self._work is None:
             work = self.director.next_work(self.now)
+            self._say(self.director.poll(self.now))
             if isinstance(work, Wait):
                 return
             self._work = work
             self.begun.append((self.now, work))
+            if isinstance(work, NextChunk):
+                self._check_that_nothing_waits()
             cost = self.open_s if isinstance(work, OpenShot) else self.chunk_s
             self._ready = self.now + (0.0 if isinstance(work, EditMemory) else cost)
             if isinstance(work, EditMemory):
                 self._finish(Edited())
+
+    def _check_that_nothing_waits(self) -> None:
+        """A chunk is begun once the one before it is on air, unless that is held back, or the story went elsewhere."""
+        if not (self.director._held or self.director._returning):
+            assert self.director.snapshot(self.now).status.clock_frame >= self.chunks[-1].start - 0.01
 
     def _result(self, work: Work) -> Result:
         if isinstance(work, EditMemory):
@@ -158,6 +172,48 @@ def test_a_story_runs_its_shot_without_a_break_and_holds() -> None:
     assert (ended.outcome, ended.shot, ended.chunk, ended.first_frame) == ("applied", 0, 0, 0)
     assert sim.states == ["live", "live", "holding"], "before and after its clock runs, then waiting"
     assert sim.director.snapshot(sim.now).status.clock_frame == 81
+
+
+def test_a_shot_opens_rolls_holds_and_ends() -> None:
+    sim = Simulation()
+    assert sim.shot_state == "ended", "there is none yet"
+    sim.start(num_chunks=2)
+    assert sim.shot_state == "opening"
+    sim.run(0.4)
+    assert sim.shot_state == "rolling"
+    sim.run(2.0)
+    assert (sim.shot_state, sim.states[-1]) == ("holding", "holding")
+    sim.give(m.Extend, num_chunks=1)
+    sim.run(0.1)
+    assert sim.shot_state == "rolling"
+    cut = sim.cut()
+    assert sim.shot_state == "opening"
+    sim.run(0.1)
+    sim.give(m.Cancel, target=cut)
+    assert sim.shot_state == "opening", "it is being made already"
+    sim.run(2.0)
+    assert (sim.ended(cut).outcome, sim.shot_state) == ("applied", "rolling")
+    sim.give(m.Stop)
+    assert sim.shot_state == "ended"
+
+
+def test_a_shot_whose_successor_came_to_nothing_has_ended() -> None:
+    slow = Simulation(chunk_s=0.7, open_s=0.1, config=DirectorConfig(expected_chunk_s=0.7, expected_open_s=0.1))
+    slow.start()
+    slow.run(2.0)
+    slow.cut()
+    slow.run(0.15)
+    assert slow.shot_state == "opening", "its first chunk is held back"
+    slow.refusals.append("the beach")
+    slow.cut("the beach")
+    slow.run(2.0)
+    assert (slow.shot_state, slow.states[-1]) == ("ended", "holding")
+    assert slow.ended(slow.steer()).reason == "the shot has ended: cut to a new one"
+
+
+def test_the_director_needs_neither_torch_nor_numpy() -> None:
+    check = "import sys, shotstream.engine.director; sys.exit(bool({'torch', 'numpy'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
 def test_chunks_are_begun_late_enough_that_one_is_unaired_and_early_enough_to_be_on_time() -> None:

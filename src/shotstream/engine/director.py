@@ -7,6 +7,9 @@ time. The same calls at the same times give the same state and events, so a log 
 The story clock counts frames on air. It runs with real time, but never past the frames that exist: it stands still
 while the story is paused or waits for direction, and where the engine is late it waits and goes on from there.
 
+A shot is opening, rolling, holding or ended (`shot_state`); a story is idle, live (late where chunks are), holding with
+its shot, or paused.
+
 A cut asks for the running chunk to be abandoned (`unwanted`). Frames that were sent keep playing until the new shot's
 first frame is ready; it takes the next frame of the clock, and what was sent for later is void: a new epoch. A chunk
 that finished all the same is aired as usual. A shot of which nothing was aired never was; the
@@ -198,7 +201,7 @@ class Director(Planning, Airing):
                 self._take_remembered(command)
                 return
         self._notices.add(Accepted(id=command.id, command=command.kind, text=text_of(command), at=at_of(command)))
-        if problem := self._problem(command):
+        if problem := self._problem(command, now):
             self._notices.end(command, "failed", reason=problem)
             return
         match command:
@@ -222,7 +225,7 @@ class Director(Planning, Airing):
             case Cancel():
                 self._cancel(command)
 
-    def _problem(self, command: Command) -> str:
+    def _problem(self, command: Command, now: float) -> str:
         """Why a command cannot be followed, or ""."""
         match command:
             case Start() if self._story is not None:
@@ -238,7 +241,7 @@ class Director(Planning, Airing):
                 return self._trouble
             case Extend() if self._shot is None:
                 return "there is no shot to extend yet"
-            case Extend() | Steer() if self._has_ended():
+            case Extend() | Steer() if self._has_ended(now):
                 return "the shot has ended: cut to a new one"
             case Cut() | Steer() | Memory() if len(self._pending) + len(self._edits) >= MAX_PENDING:
                 return f"{MAX_PENDING} commands are pending already: wait for some of them"

@@ -18,6 +18,10 @@ from shotstream.engine.underway import Agenda, Held, Making, Notices, RunningSho
 RESTARTED = "the server was restarted: resume to go on"
 _TINY = 1e-6
 
+ShotState = Literal["opening", "rolling", "holding", "ended"]
+"""opening: a shot is on its way, and nothing of it was seen; rolling: it is on air and goes on; holding: it has run its
+length and its last picture stands; ended: no shot can go on, another one has to be opened."""
+
 
 class LiveStory:
     """Where a story is. Times are the caller's."""
@@ -157,10 +161,18 @@ class LiveStory:
         chunk = self._shot.num_made + (self._making is not None and isinstance(self._making.work, NextChunk))
         return (at.shot, at.chunk) < (self._shot.index, chunk)
 
-    def _has_ended(self) -> bool:
-        """Whether the shot on air cannot go on and no other is coming."""
-        opening = self._making is not None and isinstance(self._making.work, OpenShot)
-        return self._leftover and not opening and not self._pending.opens
+    def shot_state(self, now: float) -> ShotState:
+        """How the newest shot is doing."""
+        is_made = self._making is not None and isinstance(self._making.work, OpenShot)
+        if is_made or self._held is not None or self._pending.waiting_cut() is not None:
+            return "opening"
+        if self._shot is None or self._leftover:
+            return "ended"
+        return "holding" if self._shot.num_made >= self._shot.num_chunks and self._stands_still(now) else "rolling"
+
+    def _has_ended(self, now: float) -> bool:
+        """Whether the shot on air cannot go on and no other is coming, however late."""
+        return self._leftover and self.shot_state(now) == "ended" and not self._pending.opens
 
     # ------------------------------------------------------------------------------------------------ beginning and end
 
@@ -238,24 +250,18 @@ class LiveStory:
         """By how much the chunk being waited for is late, if that is worth saying."""
         if not self._clock.running or self._shot is None or self._held is not None:
             return 0.0
-        opening = (
-            self._returning
-            or self._pending.waiting_cut() is not None
-            or (self._making is not None and isinstance(self._making.work, OpenShot))
-        )
+        opening = self._returning or self.shot_state(now) == "opening"
         overdue = (self._clock.raw(now) - self._clock.end) / self.config.fps
         return overdue * 1000 if overdue > (self.config.patience_s if opening else self.config.late_s) else 0.0
 
     def _is_holding(self, now: float) -> bool:
-        """Whether the shot has run its length and everything was shown."""
-        shot = self._shot
-        if shot is None or self._held is not None or self._pending.waiting_cut() is not None:
-            return False
-        if self._making is not None and not isinstance(self._making.work, EditMemory):
-            return False
-        if not self._leftover and shot.num_made < shot.num_chunks:
-            return False
-        return self._clock.at(now) >= self._clock.end - _TINY
+        """Whether the story waits for direction: its shot goes on no more, and everything was shown."""
+        return self._shot is not None and self.shot_state(now) in ("holding", "ended") and self._stands_still(now)
+
+    def _stands_still(self, now: float) -> bool:
+        """Whether no chunk is being made and every frame was shown."""
+        is_made = self._making is not None and not isinstance(self._making.work, EditMemory)
+        return not is_made and self._clock.at(now) >= self._clock.end - _TINY
 
     def _deadline(self) -> float | None:
         """When something happens by itself next."""

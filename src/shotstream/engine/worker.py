@@ -256,12 +256,12 @@ class Worker:
                 now = time.monotonic()
                 held_up = self._unsaved or self._waiting_chunks >= MAX_WAITING_CHUNKS
                 work = Wait() if held_up else self._director.next_work(now)
+                self._put(self._director.poll(now))  # before the work begins, which may take long
                 if not isinstance(work, Wait):
                     self._unwanted.clear()
                     self.idle_until = 0.0
                     return work
                 self.idle_until = math.inf if work.until is None else work.until
-                self._put(self._director.poll(now))
                 self._changed.wait(None if work.until is None else max(0.001, work.until - now))
         return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shotstream.engine import messages as m
 from shotstream.engine.direction import DirectorConfig, Entry, Written
@@ -170,6 +173,17 @@ def test_only_pixels_of_a_persons_picture_survive() -> None:
     for bad in ("not base64!", "aGVsbG8=", ""):
         with pytest.raises(ValueError, match="picture"):
             read_picture(bad, width=32, height=32)
+
+
+def test_pictures_that_are_too_large_are_refused_before_they_are_unpacked() -> None:
+    file = io.BytesIO()
+    Image.new("1", (8000, 8000)).save(file, "PNG")
+    flat = base64.b64encode(file.getvalue()).decode()
+    assert len(flat) < m.MAX_PICTURE, "a bomb: small as a file"
+    with pytest.raises(ValueError, match="8000x8000 pixels"):
+        read_picture(flat, width=32, height=32)
+    with pytest.raises(ValueError, match="characters of base64"):
+        read_picture("A" * (m.MAX_PICTURE + 4), width=32, height=32)
 
 
 def test_config_is_checked() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from shotstream.engine.messages import MAX_PICTURE
+
 THUMBNAIL_HEIGHT = 72
 MAX_PIXELS = 32_000_000
 """Of a person's own picture."""
@@ -29,8 +31,11 @@ def thumbnail(picture_HWC: NDArray[np.uint8]) -> str:
 def read_picture(data: str, *, width: int, height: int) -> NDArray[np.uint8]:
     """A PNG, JPEG or WebP file in base64 -> uint8 [height, width, 3], scaled and cropped around its middle.
 
-    Only pixels survive: metadata, animation and transparency are dropped. Raises ValueError for anything else.
+    Only pixels survive: metadata, animation and transparency are dropped. Raises ValueError for anything else, and for
+    what is too large: more than MAX_PICTURE characters or MAX_PIXELS, which are counted before they are unpacked.
     """
+    if len(data) > MAX_PICTURE:
+        raise ValueError(f"the picture has {len(data)} characters of base64, at most {MAX_PICTURE}: make it smaller")
     try:
         file = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -36,14 +37,37 @@ def test_frames_and_colours_come_back(tmp_path: Path) -> None:
         assert (stream.codec_context.name, stream.average_rate, stream.codec_context.colorspace) == ("h264", 16, 1)
 
 
-def test_a_killed_run_leaves_what_was_written_before(tmp_path: Path) -> None:
-    writer = VideoWriter(tmp_path / "a.mp4")
-    for _ in range(4):
-        writer.write(_flat((10, 200, 30), 12))
-    shutil.copy(tmp_path / "a.mp4", tmp_path / "killed.mp4")
-    assert len(_read(tmp_path / "killed.mp4")) >= 36
-    writer.close()
-    assert len(_read(tmp_path / "a.mp4")) == 48
+FILM_AND_SAY_SO = """
+import sys, time, numpy as np
+from shotstream.engine.video import VideoWriter
+writer = VideoWriter(sys.argv[1])
+for num_frames in (9, 12, 12):
+    writer.write(np.full((num_frames, 64, 96, 3), (10, 200, 30), np.uint8))
+    print("chunk", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("reported", "num_frames"), [(1, 9), (2, 21), (3, 33)])
+def test_a_killed_run_leaves_every_chunk_that_it_reported(tmp_path: Path, reported: int, num_frames: int) -> None:
+    command = [sys.executable, "-c", FILM_AND_SAY_SO, str(tmp_path / "a.mp4")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(reported):
+            assert process.stdout.readline() == "chunk\n"
+        process.kill()
+    assert len(_read(tmp_path / "a.mp4")) >= num_frames
+
+
+def test_time_goes_on_across_fragments(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", fps=16) as writer:
+        for num_frames in (9, 12, 12):
+            writer.write(_flat((10, 200, 30), num_frames))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.duration == 33 / 16 * av.time_base
+        assert [frame.time for frame in container.decode(video=0)] == [index / 16 for index in range(33)]
+        container.seek(int(1.5 * av.time_base))  # to the nearest group of pictures
+        assert next(container.decode(video=0)).time == 21 / 16
 
 
 def test_an_earlier_file_is_untouched_until_the_first_frame(tmp_path: Path) -> None:

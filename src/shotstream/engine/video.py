@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import av
 import numpy as np
@@ -24,8 +25,10 @@ _LIMITED_RANGE = 1
 
 
 class VideoWriter:
-    """H.264 in fragmented mp4, one closed group of pictures per call: a killed run leaves a file that plays.
+    """H.264 in fragmented mp4, one fragment per call: whatever was written plays, also after the run was killed.
 
+    A muxer that stays open holds the newest fragment back until the next begins. So each is made by a muxer of its own,
+    a closed group of pictures that begins where the one before ended, and appended to the file.
     The file is created at the first write, so that a run that fails before has not touched an earlier file.
     """
 
@@ -35,28 +38,28 @@ class VideoWriter:
         self.fps = fps
         self.crf = crf
         self.num_frames = 0
-        self._container: Any = None
-        self._stream: Any = None
+        self._num_fragments = 0
+        self._file: BinaryIO | None = None
+        self._size = (0, 0)
 
     def write(self, frames: Frames) -> None:
         """Append uint8 [T, H, W, 3]. Raises: ValueError if the shape is not that of the earlier frames."""
         _check_frames(frames)
-        if self._container is None:
+        if self._file is None:
             self._open(*frames.shape[1:3])
-        if frames.shape[1:3] != (self._stream.height, self._stream.width):
-            raise ValueError(
-                f"frames are {frames.shape[1:3]}, the file has {(self._stream.height, self._stream.width)}"
-            )
-        for index, pixels in enumerate(frames):
-            self._container.mux(self._stream.encode(self._frame(pixels, keyframe=index == 0)))
+        if frames.shape[1:3] != self._size:
+            raise ValueError(f"frames are {frames.shape[1:3]}, the file has {self._size}")
+        assert self._file is not None
+        init, fragment = self._encode(frames)
+        self._file.write(fragment if self._num_fragments else init + fragment)
+        self._file.flush()
+        self.num_frames += len(frames)
+        self._num_fragments += 1
 
     def close(self) -> None:
-        """Write what is still buffered. The writer cannot be used any more."""
-        if self._container is None:
-            return
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        self._container = None
+        """Close the file; nothing is left to be written. The writer cannot be used any more."""
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -69,27 +72,51 @@ class VideoWriter:
     def _open(self, height: int, width: int) -> None:
         if height % 2 or width % 2:
             raise ValueError(f"H.264 needs even sides, got {height}x{width}")
-        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
-        self._container = av.open(str(self.path), "w", format="mp4", options=options)
-        stream = self._container.add_stream("libx264", rate=self.fps)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        # zerolatency: no frame waits in the encoder while the model makes the next chunk.
-        stream.options = {"preset": "veryfast", "crf": str(self.crf), "tune": "zerolatency", "forced-idr": "1"}
+        self._size = (height, width)
+        self._file = self.path.open("wb")
+
+    def _encode(self, frames: Frames) -> tuple[bytes, bytes]:
+        """What every fragment of this file needs before it, and the fragment."""
+        buffer = io.BytesIO()
+        options = {**_ONE_FRAGMENT, "fragment_index": str(self._num_fragments + 1)}
+        with av.open(buffer, "w", format="mp4", options=options) as container:
+            stream = self._add_stream(container)
+            for index, pixels in enumerate(frames):
+                container.mux(stream.encode(self._picture(pixels, self.num_frames + index)))
+            container.mux(stream.encode(None))
+        return _parted(buffer.getvalue())
+
+    def _add_stream(self, container: Any) -> Any:
+        stream = container.add_stream("libx264", rate=self.fps)
+        (stream.height, stream.width), stream.pix_fmt = self._size, "yuv420p"
+        stream.options = {"preset": "veryfast", "crf": str(self.crf), "tune": "zerolatency"}
         # One thread: the other cores belong to the model.
         context = stream.codec_context
         context.thread_count, context.gop_size, context.time_base = 1, 250, Fraction(1, self.fps)
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = _LIMITED_RANGE
-        self._stream = stream
+        return stream
 
-    def _frame(self, pixels: NDArray[np.uint8], *, keyframe: bool) -> Any:
+    def _picture(self, pixels: NDArray[np.uint8], number: int) -> Any:
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame = rgb.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE)
-        frame.pts, frame.time_base = self.num_frames, Fraction(1, self.fps)
-        if keyframe:
-            frame.pict_type = av.video.frame.PictureType.I
-        self.num_frames += 1
-        return frame
+        picture = rgb.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE)
+        picture.pts, picture.time_base, picture.duration = number, Fraction(1, self.fps), 1
+        return picture
+
+
+_ONE_FRAGMENT = {
+    "movflags": "empty_moov+default_base_moof+frag_custom+frag_discont+skip_trailer",
+    "use_editlist": "0",
+    "avoid_negative_ts": "disabled",  # else every fragment would begin at 0
+}
+
+
+def _parted(mp4: bytes) -> tuple[bytes, bytes]:
+    """An mp4 up to its first fragment, and the rest (boxes of ISO/IEC 14496-12: size, kind, content)."""
+    start = 0
+    while mp4[start + 4 : start + 8] != b"moof":
+        start += int.from_bytes(mp4[start : start + 4], "big")
+    return mp4[:start], mp4[start:]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def rich_story(person: Watcher) -> None:
         person.receipt(text)
     person.send("extend", num_chunks=60)  # however slow the machine, the shot runs on
     person.page.locator("#memory li").first.wait_for()
+    read_with_its_shot = re.compile("Look back at Shot 2.*steer: Now make him look surprised")
+    person.page.get_by_role("button", name=read_with_its_shot).wait_for()
 
 
 def test_screenshots_that_fit_and_can_be_read_on_a_desk_and_on_a_phone_in_dark_and_light(

@@ -121,8 +121,10 @@ function drawCard(card, fps, open) {
       element("span", {}, element("span", { class: "hidden", text: "Look back at " }), `Shot ${card.shot + 1}`),
       element("span", { text: remembers ? `remembers ${remembers}` : timecode(card.start, fps) })),
     element("span", { class: "text", text: card.text }),
+    element("span", { class: "hidden steers" }),
     element("span", { class: "progress" }, element("span", { class: "made" })),
   );
+  button.lastElementChild?.setAttribute("aria-hidden", "true");
   button.type = "button";
   button.addEventListener("click", () => open(card));
   return element("li", { class: "card" }, button);
@@ -135,6 +137,8 @@ function updateProgress(item, card) {
   item.dataset.progress = drawn;
   const made = /** @type {HTMLElement} */ (item.querySelector(".made"));
   made.style.width = `${Math.min(100, (100 * card.made_chunks) / Math.max(1, card.num_chunks))}%`;
+  // The marks are for the eye; the same words are read with the card.
+  setText(/** @type {Element} */ (item.querySelector(".steers")), card.steers.map(({ text }) => `, steer: ${text}`).join(""));
   const bar = /** @type {HTMLElement} */ (item.querySelector(".progress"));
   bar.querySelectorAll(".steer-mark").forEach((mark) => mark.remove());
   for (const { chunk, text } of card.steers) {

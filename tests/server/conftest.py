@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +24,13 @@ SLOTS = 2
 TOKEN = "a-token-of-twenty-ch"
 
 _ids = itertools.count()
+
+
+def free_port() -> int:
+    """On which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Person:

@@ -6,16 +6,29 @@ import base64
 import io
 import json
 import random
+import threading
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
-from tests.server.conftest import ADDRESS, PRESET, SLOTS, SOCKET, TOKEN, House, Person  # type: ignore[import-not-found]
+from tests.server.conftest import (  # type: ignore[import-not-found]
+    ADDRESS,
+    PRESET,
+    SLOTS,
+    SOCKET,
+    TOKEN,
+    House,
+    Person,
+    free_port,
+)
 
+from shotstream.engine.fake import FakeConfig, FakeEngine
 from shotstream.engine.stream import Engine
+from shotstream.engine.writer import OpenAIConfig
 from shotstream.server import protocol as p
+from shotstream.server import session as session_module
 from shotstream.server.app import ServeConfig, create_app
 
 
@@ -309,9 +322,49 @@ def test_a_cookie_logs_in_and_a_watch_link_watches_until_it_is_revoked(guarded_h
         assert house.client.delete(f"/api/watch-links/{link['id']}").status_code == 204
         with pytest.raises(ConnectionError):
             watcher.wait(p.Hello)
+    house.client.cookies.clear()
     with house.enter() as session:
-        house.client.cookies.clear()
         session.send_text(p.to_json(p.Join(token=link["token"])))
+        error, _ = p.parse_event(session.receive_text())
+        assert isinstance(error, p.Error)
+        assert (error.code, error.fatal) == ("unauthorized", True)
+
+
+def test_a_server_says_how_it_gets_ready_and_then_how_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "METRICS_S", 0.2)
+    may_load = threading.Event()
+
+    def load() -> Engine:
+        may_load.wait(20)
+        return FakeEngine(FakeConfig(chunk_ms=10, open_ms=5, preset=PRESET))
+
+    app = create_app(ServeConfig(preset=PRESET), load)
+    with TestClient(app, base_url=ADDRESS) as client, client.websocket_connect(SOCKET) as session:
+        person = Person(session)
+        assert person.join().snapshot.status.state == "loading"
+        start = person.give(p.Start, text="a fox", num_chunks=30)
+        assert client.get("/readyz").status_code == 503
+        may_load.set()
+        person.wait(p.Metrics)
+        states = [event.state for event, _ in person.events if isinstance(event, p.Status)]
+        assert [state for state in states if state in ("warming", "idle", "live")][:3] == ["warming", "idle", "live"]
+        assert person.ended(start).outcome == "applied", "what was said meanwhile waited"
+
+
+def test_a_language_model_that_does_not_answer_costs_a_notice_and_no_time() -> None:
+    assert OpenAIConfig(base_url="http://127.0.0.1", model="m").timeout_s == 0.4
+    dead = OpenAIConfig(base_url=f"http://127.0.0.1:{free_port()}/v1", model="m")
+    config = ServeConfig(preset=PRESET, writer="openai", openai=dead)
+    app = create_app(config, lambda: FakeEngine(FakeConfig(chunk_ms=10, open_ms=5, preset=PRESET)))
+    with TestClient(app, base_url=ADDRESS) as client, client.websocket_connect(SOCKET) as session:
+        person = Person(session)
+        assert person.join().writer == "openai"
+        person.give(p.Start, text="a fox", num_chunks=30)
+        person.wait(p.ChunkReady)
+        steered = person.ended(person.give(p.Steer, text="please make him wave"))
+        assert steered.outcome == "applied"
+        assert steered.caption == "a fox. make him wave", "the template wrote it"
+        assert "without the language model" in steered.reason
 
 
 @pytest.mark.parametrize("error", [ValueError("no weights: give --weights"), AttributeError("no weights")])

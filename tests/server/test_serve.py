@@ -11,14 +11,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from tests.server.conftest import free_port  # type: ignore[import-not-found]
 
 from shotstream.cli import main
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from shotstream.server import media, serve
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,6 +24,28 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys: pytest.C
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 2
     assert "--port" in capsys.readouterr().err
+
+
+def test_an_encoder_that_is_missing_is_said_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(media.av, "codecs_available", frozenset({"mpeg4"}))
+    assert main(["serve", "--port", str(free_port()), "--data", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "libx264" in line] == lines, "one line, and what to do"
+
+
+@pytest.mark.parametrize(("host", "is_warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_who_serves_others_without_tls_is_warned(
+    host: str, is_warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serve.Server, "run", lambda server: None)
+    with caplog.at_level("WARNING"):
+        assert (
+            main(["serve", "--preset", "fake", "--host", host, "--port", str(free_port()), "--data", str(tmp_path)])
+            == 0
+        )
+    assert ("without TLS" in caplog.text) is is_warned
 
 
 def test_the_address_is_printed_and_opened_where_there_is_a_display(tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("--story-quota", type=float, default=16.0, metavar="GIB", help="for one story (default 16)")
     parser.add_argument("--quota", type=float, default=256.0, metavar="GIB", help="for all stories (default 256)")
-    _add_preset_options(parser)
+    _add_preset_options(parser, "storyworld (default), wan-1.3b, or fake: numbered pictures instead of a model")
+    parser.add_argument("--fake-chunk-ms", type=float, metavar="MS", help="fake: how long a chunk takes (default 250)")
 
 
 def _add_weights(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -156,8 +157,8 @@ def _add_dispatch(
     parser.set_defaults(verb=verb, passes_arguments=True)
 
 
-def _add_preset_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="storyworld", help="storyworld (default) or wan-1.3b")
+def _add_preset_options(parser: argparse.ArgumentParser, presets: str = "storyworld (default) or wan-1.3b") -> None:
+    parser.add_argument("--preset", default="storyworld", help=presets)
     parser.add_argument("--weights", type=Path, help="a folder with the preset's files, or a file for the model alone")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--threads", type=int, help="on the CPU; default: half of the logical CPUs, at most 4")
@@ -199,7 +200,11 @@ def _serve(options: argparse.Namespace, _: list[str]) -> None:
     _need("uvicorn", "serving", "serve")
     from shotstream.server.serve import serve
 
-    serve(options, lambda: _load_engine(options))
+    if options.fake_chunk_ms is None:
+        serve(options, lambda: _load_engine(options))
+        return
+    engine = _fake_engine(options)
+    serve(options, lambda: engine)
 
 
 def _weights(options: argparse.Namespace, _: list[str]) -> None:
@@ -234,6 +239,14 @@ def _evaluate(_: argparse.Namespace, rest: list[str]) -> None:
 def _need(module: str, what: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ValueError(f"{what} needs {module}: install the extra with `pip install 'shotstream[{extra}]'`")
+
+
+def _fake_engine(options: argparse.Namespace) -> Engine:
+    from shotstream.engine.fake import FAKE, FakeConfig, FakeEngine
+
+    if options.preset != FAKE.name:
+        raise ValueError(f"--fake-chunk-ms is for --preset {FAKE.name}: what a model needs cannot be set")
+    return FakeEngine(FakeConfig(chunk_ms=options.fake_chunk_ms))
 
 
 def _load_engine(options: argparse.Namespace) -> Engine:

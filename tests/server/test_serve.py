@@ -48,6 +48,23 @@ def test_who_serves_others_without_tls_is_warned(
     assert ("without TLS" in caplog.text) is is_warned
 
 
+def test_the_fake_engine_is_named_and_takes_as_long_as_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    assert "or fake" in capsys.readouterr().out
+    engines = []
+    monkeypatch.setattr(serve, "create_app", lambda config, load_engine: engines.append(load_engine()))
+    monkeypatch.setattr(serve.Server, "run", lambda server: None)
+    command = ["serve", "--port", str(free_port()), "--data", str(tmp_path), "--fake-chunk-ms"]
+    assert main([*command, "700", "--preset", "fake"]) == 0
+    assert engines[0].config.chunk_ms == 700
+    assert main([*command, "700"]) == 2, "what a model needs cannot be set"
+    assert main([*command, "-1", "--preset", "fake"]) == 2
+    assert len(engines) == 1
+
+
 def test_the_address_is_printed_and_opened_where_there_is_a_display(tmp_path: Path) -> None:
     port, note = free_port(), tmp_path / "opened"
     browser = tmp_path / "browser"

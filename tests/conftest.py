@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from shotstream.diffusion.schedule import FlowSchedule
 from shotstream.engine.cache import SlabConfig
 from shotstream.engine.stream import Engine
 from shotstream.models.dit import DiT, DiTConfig
@@ -33,6 +35,14 @@ def parity_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no parity vectors at {folder}: set SHOTSTREAM_PARITY_DIR")
     return folder
+
+
+@pytest.fixture(scope="session")
+def parity_schedule(parity_dir: Path) -> FlowSchedule:
+    """The schedule of the vectors. The shift takes the sigma half-way, 1/2, to shift / (1 + shift)."""
+    sigmas = load_file(parity_dir / "schedule.safetensors")["sigmas_1000"].double()
+    half = sigmas[len(sigmas) // 2].item()
+    return FlowSchedule(shift=round(half / (1 - half), 4), num_steps=len(sigmas))  # the table has seven digits
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class Recorder:
 
 
 @torch.no_grad()
-def test_stream_of_shots(parity_dir: Path, assert_parity: Check) -> None:
+def test_stream_of_shots(parity_dir: Path, parity_schedule: FlowSchedule, assert_parity: Check) -> None:
     model = load_dit(parity_dir / "dit_tiny.safetensors").eval()
     vectors = load_file(parity_dir / FILE)
     schedule = load_file(parity_dir / "schedule.safetensors")
@@ -65,7 +65,7 @@ def test_stream_of_shots(parity_dir: Path, assert_parity: Check) -> None:
     slab = SlabConfig(
         context_frames=context_frames, window_frames=chunk_frames * chunks, chunk_frames=chunk_frames, sink_frames=0
     )
-    config = RolloutConfig(timesteps=FlowSchedule(shift=8.0).warp_steps(nominal), slab=slab)
+    config = RolloutConfig(timesteps=parity_schedule.warp_steps(nominal), slab=slab)
     rollout = Rollout(model, config, latent_height=height, latent_width=width)
     texts = captions(vectors, model)
     for shot in range(count(vectors, "", "shot")):

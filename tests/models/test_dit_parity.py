@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def model(parity_dir: Path) -> DiT:
 
 def captions_of(vectors: dict[str, Tensor], model: DiT, prefix: str = "") -> Tensor:
     """Zero-padded states of caption0, caption1, ... [S, text_len, text_dim]."""
-    names = sorted(k for k in vectors if k.startswith(f"{prefix}caption"))
+    names = [k for k in vectors if k.startswith(f"{prefix}caption")]
+    names.sort(key=lambda name: int(name.rpartition("caption")[2]))
     states = torch.zeros(len(names), model.config.text_len, model.config.text_dim)
     for row, name in enumerate(names):
         states[row, : len(vectors[name])] = vectors[name]
@@ -53,10 +55,9 @@ def run(
         )
 
 
-def test_schedule(parity_dir: Path, assert_parity: Check) -> None:
-    file = "schedule.safetensors"
+def test_schedule(parity_dir: Path, parity_schedule: FlowSchedule, assert_parity: Check) -> None:
+    file, schedule = "schedule.safetensors", parity_schedule
     vectors = load_file(parity_dir / file)
-    schedule = FlowSchedule(shift=8.0, num_steps=len(vectors["sigmas_1000"]))
     # Timesteps are on a scale of 1000: compared on the scale of sigma, where float32 resolves the tolerance.
     assert_parity(file, schedule.sigmas, vectors["sigmas_1000"])
     assert_parity(file, schedule.timesteps / 1000, vectors["timesteps_1000"] / 1000)
@@ -94,10 +95,22 @@ def test_student_block_causal(parity_dir: Path, model: DiT, assert_parity: Check
     assert_parity(file, flow, vectors["flow"])
 
 
-def segments_of(timesteps: Tensor, chunk: int = 3) -> tuple[int, ...]:
-    """Context frames are the leading ones at t = 0, the rest are chunks."""
+def segments_of(timesteps: Tensor) -> tuple[int, ...]:
+    """Context frames are the leading ones at t = 0, the rest are chunks: frames of one timestep, or of two in a row."""
     context = int((timesteps != 0).nonzero()[0])
-    return (context, *[chunk] * ((len(timesteps) - context) // chunk))
+    runs = timesteps[context:].unique_consecutive(return_counts=True)[1].tolist()
+    chunk = math.gcd(*runs)
+    return (context, *[chunk] * (sum(runs) // chunk))
+
+
+def test_segments_are_read_from_the_timesteps() -> None:
+    assert segments_of(torch.tensor([0, 0, 5, 5, 5, 7, 7, 7])) == (2, 3, 3)
+    assert segments_of(torch.tensor([0, 9, 9, 9, 9, 0, 0, 4, 4])) == (1, 2, 2, 2, 2)
+
+
+def test_the_tenth_caption_comes_after_the_second(model: DiT) -> None:
+    vectors = {f"caption{i}": torch.full((1, model.config.text_dim), float(i)) for i in (10, 2, 0, 1)}
+    assert captions_of(vectors, model)[:, 0, 0].tolist() == [0, 1, 2, 10]
 
 
 def test_reference_layout_holds_the_same_weights(parity_dir: Path, model: DiT) -> None:

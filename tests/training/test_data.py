@@ -108,6 +108,17 @@ def test_dropped_text_is_zeros_everywhere(library: LatentLibrary):
     assert batch.text[0].abs().max() == 0
 
 
+def test_what_guidance_is_measured_against_is_also_trained_on(library: LatentLibrary):
+    """A batch made blank is what samples without anything look like: no caption, no memory, a story's first shot."""
+    asked = Sampler(library, replace(PLAIN, first_shot=0.0)).batch(0, range(3))
+    blank, trained = asked.blank(), Sampler(library, replace(PLAIN, first_shot=0.0, drop_all=1.0)).batch(0, range(3))
+    assert asked.context.abs().max() > 0
+    torch.testing.assert_close(blank.target, asked.target)
+    for mine, other in ((blank.context, trained.context), (blank.shot_ids, trained.shot_ids)):
+        assert torch.equal(mine, other)
+    assert torch.equal(blank.text[blank.caption_ids], trained.text[trained.caption_ids])
+
+
 def test_captions_reach_the_frames_they_describe(library: LatentLibrary):
     sampler = Sampler(library, replace(PLAIN, first_shot=0.0))
     batch = sampler.batch(1, range(6))

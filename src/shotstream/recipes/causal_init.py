@@ -90,10 +90,9 @@ def config(part: Part, *, data: str, out: str) -> CausalRecipe:
 
 
 def with_guidance(recipe: CausalRecipe, guidance: float) -> CausalRecipe:
-    """Real shots with guidance in the student's own answer, which needs samples without text beside the others."""
-    drop_text = 0.1 if guidance > 1 else 0.0
+    """Real shots with guidance in the student's own answer, which needs blank samples beside the others."""
     causal = replace(recipe.causal, guidance=guidance)
-    return replace(recipe, causal=causal, sampler=replace(recipe.sampler, drop_text=drop_text))
+    return replace(recipe, causal=causal, sampler=replace(recipe.sampler, drop_all=0.1 if guidance > 1 else 0.0))
 
 
 def pairs_config(*, data: str, out: str, init: str, guidance_scale: float, num_steps: int = 24) -> PairsRecipe:

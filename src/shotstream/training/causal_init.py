@@ -49,8 +49,8 @@ class CausalConfig:
     guidance: float = 1.0
     """Real shots: the scale of classifier-free guidance that the student learns to answer with in one pass; 1: none.
 
-    Model guidance, Tang et al. 2025 (arXiv:2502.12154), with the student itself in place of its average. Samples
-    without text must be among the data.
+    Model guidance, Tang et al. 2025 (arXiv:2502.12154), with the student itself in place of its average. It is measured
+    against no caption and no memory, so that both are strengthened: samples without either must be among the data.
     """
 
     own_history: float = 0.0
@@ -170,10 +170,10 @@ class CausalStage:
         return {}
 
     def output(self, batch: CausalBatch, *, blank: bool = False, history: Tensor | None = None) -> Tensor:
-        """Raw answer for the noisy frames; `blank`: as if nothing had been asked for; history None: the data."""
-        captions = self.model.encode_captions(torch.zeros_like(batch.data.text) if blank else batch.data.text)
-        noisy, sigma = batch.noisy, batch.sigma
-        return block_causal_output(self.model, batch.data, noisy, sigma, captions, self.config, history=history)
+        """Raw answer for the noisy frames; `blank`: nothing asked, nothing remembered; history None: the data."""
+        data, noisy, sigma = batch.data.blank() if blank else batch.data, batch.noisy, batch.sigma
+        captions = self.model.encode_captions(data.text)
+        return block_causal_output(self.model, data, noisy, sigma, captions, self.config, history=history)
 
     def levels(self, step: int, samples: Sequence[int], frames: int) -> Tensor:
         """[B, F] indices into the config's sigmas."""

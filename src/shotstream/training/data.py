@@ -218,6 +218,8 @@ class SamplerConfig:
     """Share of samples whose target opens the story."""
     drop_context: float = 0.1
     drop_text: float = 0.1
+    drop_all: float = 0.0
+    """Share without captions and without memory: what guidance by both is measured against."""
     random_context: float = 0.3
     """Share whose remembered frames are a random choice: pins, removals and edits look like that."""
     empty_context_captions: float = 0.1
@@ -266,6 +268,12 @@ class Batch(NamedTuple):
     def without_text(self) -> Batch:
         """The same with every caption empty: what guidance is measured against."""
         return self._replace(text=self.text[:1], caption_ids=torch.zeros_like(self.caption_ids))
+
+    def blank(self) -> Batch:
+        """The same with nothing asked and nothing remembered: guidance against it strengthens captions and memory."""
+        shot_ids = torch.ones_like(self.shot_ids)
+        shot_ids[:, : self.context.shape[1]] = 0
+        return self.without_text()._replace(context=torch.zeros_like(self.context), shot_ids=shot_ids)
 
 
 @dataclass
@@ -321,7 +329,10 @@ class Sampler:
         story, shot = (int(v) for v in self._targets[which])
         target, captions = self._target(rng, which, story, shot)
         context = self._context(rng, story, shot)
-        if rng.random() < self.config.drop_text:
+        forgotten = rng.random() < self.config.drop_all
+        if forgotten:
+            context = [(NO_FRAME, 0, NO_CAPTION)] * len(context)
+        if rng.random() < self.config.drop_text or forgotten:
             captions = (NO_CAPTION,) * len(captions)
             context = [(row, i, NO_CAPTION) for row, i, _ in context]
         rows, shots, context_captions = zip(*context, strict=True)

@@ -144,6 +144,8 @@ def test_everything_can_be_done_with_the_keyboard_to_the_end(enter: Enter, perso
     person.until(lambda: not page.evaluate("document.fullscreenElement"))
     keys.press("a")
     remember_a_picture(person, person.until(choosers.copy)[0], tmp_path)
+    person.send("pause")  # while the story runs, other frames come to be remembered under one's hand
+    person.badge("Paused")
     assert unreachable(person) == []
     keys.press("/")
     assert page.evaluate("document.activeElement.id") == "prompt"

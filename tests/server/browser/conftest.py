@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,9 +36,36 @@ AXE = """async (within) => {
   return axe.run(within, { resultTypes: ["violations"] });
 }"""
 
+LIMIT_S = 50.0
+"""For all tests marked `browser` together, servers and Chromium included: so long somebody waits for them gladly."""
+
 Enter = Callable[..., Watcher]
 SeriousFindings = Callable[..., list[str]]
 Rooms = defaultdict[str, list[Watcher]]
+
+
+_durations_s: list[float] = []
+"""Of the tests marked `browser`, with what they wait for."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    begun = time.monotonic()
+    answer = yield
+    if item.get_closest_marker("browser") is not None:
+        _durations_s.append(time.monotonic() - begun)
+    return answer
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    spent = sum(_durations_s)
+    if spent > LIMIT_S:
+        terminalreporter.section("the browser tests take too long", red=True, bold=True)
+        terminalreporter.write_line(
+            f"warning: the tests marked `browser` took {spent:.0f} s, more than {LIMIT_S:.0f} s: make them faster, or "
+            "mark what is not about directing live with `panels`",
+            red=True,
+        )
 
 
 def unavailable(reason: str) -> None:

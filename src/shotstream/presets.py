@@ -65,6 +65,8 @@ class Preset:
     teacher_context_time: ContextTime = "zero"
     max_shot_distance: int = 11
     """Longest distance in shots that the indicator saw in training."""
+    memory_rule: Literal["matching", "published"] = "matching"
+    """Whose frames are remembered where shots outnumber the places: of those that fit the caption, or of the newest."""
     caption_style: CaptionStyle = "natural"
     slab: SlabConfig = field(default_factory=SlabConfig)
     files: Mapping[Role, WeightFile]

@@ -51,14 +51,78 @@ def test_places_add_up_to_the_capacity() -> None:
         assert sum(allocate_context(num_shots, 6)) == 6
 
 
-def test_beyond_the_capacity_the_newest_shot_and_the_best_matches_are_remembered() -> None:
-    def similarity(caption: str, others: Sequence[str]) -> list[float]:
-        return [1.0 if other in ("shot 0", "shot 3") else 0.0 for other in others]
+def common_words(caption: str, others: Sequence[str]) -> list[float]:
+    words, sets = set(caption.split()), [set(other.split()) for other in others]
+    return [len(words & other) / (len(words) * len(other)) ** 0.5 for other in sets]
 
-    chosen = memory_of(10, similarity=similarity).choose("back to the beginning")
-    # Ties go to the newest.
-    assert [frame.id[0] for frame in chosen] == [0, 3, 6, 7, 8, 9]
+
+def test_beyond_the_capacity_the_newest_shot_and_the_best_matches_are_remembered() -> None:
+    chosen = memory_of(10, similarity=common_words).choose("0 and 3")
+    # Ties go to the newest; of every shot it is the newest frame.
+    assert [frame.id for frame in chosen] == [(shot, FRAMES - 1) for shot in (0, 3, 6, 7, 8, 9)]
     assert all(frame.reason == "matches" for frame in chosen)
+
+
+TEN = ["a fox", "the city", "a bear", "a fox", "the beach", "a cat", "a dog", "the sea", "a hen", "the snow"]
+
+
+def story_of(captions: Sequence[str], **options: object) -> ShotMemory:
+    memory = ShotMemory(6, **options)
+    for caption in captions:
+        memory.add_shot(np.zeros((FRAMES, 2, 2, 3), np.uint8), [caption] * FRAMES)
+    return memory
+
+
+def test_a_person_of_two_shots_is_remembered_once_as_last_seen() -> None:
+    chosen = story_of(TEN, similarity=common_words).choose("a fox")
+    assert [frame.id for frame in chosen if frame.caption == "a fox"] == [(3, FRAMES - 1)]
+    assert len(chosen) == 6
+
+
+def test_captions_that_nearly_agree_tell_of_the_same() -> None:
+    def similarity(caption: str, others: Sequence[str]) -> list[float]:
+        return [
+            1.0 if caption.lower() == other.lower() else 0.9 if other.lower() == "a fox" else 0.1 for other in others
+        ]
+
+    shots = [{0: "a Fox", 3: "A fox"}.get(index, caption) for index, caption in enumerate(TEN)]
+    chosen = story_of(shots, similarity=similarity).choose("where is the fox?")
+    assert [frame.id[0] for frame in chosen if frame.caption.lower() == "a fox"] == [3]
+
+
+def test_where_all_shots_tell_of_the_same_the_newest_are_remembered() -> None:
+    chosen = story_of(["a fox"] * 10, similarity=common_words).choose("a fox")
+    assert [frame.id for frame in chosen] == [(shot, FRAMES - 1) for shot in range(4, 10)]
+
+
+def test_a_shot_that_was_steered_is_known_by_what_its_newest_frame_shows() -> None:
+    memory = story_of(TEN[:-1], similarity=common_words)
+    memory.add_shot(np.zeros((FRAMES, 2, 2, 3), np.uint8), ["the snow"] * 40 + ["a moose"] * 41)
+    memory.add_shot(np.zeros((FRAMES, 2, 2, 3), np.uint8), ["the wood"] * FRAMES)
+    assert (9, FRAMES - 1) in [frame.id for frame in memory.choose("a moose")]
+
+
+def test_a_frame_that_was_removed_or_pinned_leaves_its_place_to_the_next_best() -> None:
+    memory = story_of(TEN, similarity=common_words)
+    memory.remove((3, FRAMES - 1))
+    memory.pin((2, FRAMES - 1))
+    chosen = memory.choose("a fox")
+    assert [frame.id[0] for frame in chosen if frame.caption == "a fox"] == [0]
+    assert len(chosen) == len({frame.id for frame in chosen}) == 6
+
+
+def test_the_published_rule_remembers_the_newest_six_by_their_first_frame() -> None:
+    assert [frame.id for frame in story_of(TEN).choose("a fox")] == [(shot, 0) for shot in range(4, 10)]
+
+
+@pytest.mark.parametrize("similarity", [None, common_words])
+def test_a_memory_taken_up_again_chooses_as_the_one_that_was_left(similarity: object) -> None:
+    memory, taken_up = story_of([], similarity=similarity), story_of([], similarity=similarity)
+    for caption in TEN:
+        memory.add_shot(np.zeros((FRAMES, 2, 2, 3), np.uint8), [caption] * FRAMES)
+        taken_up.recall(memory.kept(memory.num_shots - 1))
+        for asked in ("a fox", "the sea"):
+            assert [f.id for f in taken_up.choose(asked)] == [f.id for f in memory.choose(asked)]
 
 
 def test_pins_removals_and_pictures_act_at_the_next_choice() -> None:

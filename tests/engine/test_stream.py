@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -54,6 +56,19 @@ def test_streams_of_one_engine_do_not_touch_each_other(tiny_engine: Engine) -> N
     alone = tiny_engine.stream(seed=1)
     alone.cut("a fox on the beach", num_chunks=3)
     assert np.array_equal(frames(mixed), frames(alone))
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("matching", [(1, 8), (4, 8)]), ("published", [(3, 0), (4, 0)])])
+def test_the_preset_says_which_of_many_shots_are_remembered(
+    tiny_engine: Engine, rule: str, expected: list[tuple[int, int]]
+) -> None:
+    engine = copy.copy(tiny_engine)
+    engine.preset = replace(tiny_engine.preset, memory_rule=rule)
+    stream = engine.stream()
+    for caption in ("a fox", "a fox", "the city", "the sea", "a bear", "a fox"):
+        stream.cut(caption, num_chunks=1)
+        chunks = list(stream)
+    assert [frame.id for frame in chunks[0].context] == expected
 
 
 def test_instructions_take_effect_at_the_next_chunk_and_come_back(tiny_engine: Engine) -> None:

@@ -74,9 +74,9 @@ class FakeEngine(Engine):
             )
 
     def similarity(self, caption: str, others: Sequence[str]) -> list[float]:
-        """Share of common words."""
-        words = set(caption.lower().split())
-        return [len(words & set(other.lower().split())) / max(1, len(words)) for other in others]
+        """Cosine of their sets of words."""
+        words, sets = set(caption.lower().split()), [set(other.lower().split()) for other in others]
+        return [len(words & other) / max(1, len(words) * len(other)) ** 0.5 for other in sets]
 
 
 class _Counter:

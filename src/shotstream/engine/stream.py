@@ -248,7 +248,8 @@ class Stream:
     def __init__(self, engine: Engine, *, seed: int, global_caption: str = "", first_shot: int = 0) -> None:
         self.engine, self.seed, self.global_caption = engine, seed, global_caption
         preset = engine.preset
-        self.memory = ShotMemory(preset.slab.context_frames, similarity=engine.similarity)
+        similarity = engine.similarity if preset.memory_rule == "matching" else None
+        self.memory = ShotMemory(preset.slab.context_frames, similarity=similarity)
         self._maker = self._new_maker()
         self._latents = PictureLatents(lambda frames: engine.codec.encode_frames(frames))
         self._running: _RunningShot | None = None

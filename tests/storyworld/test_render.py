@@ -9,8 +9,14 @@ import pytest
 
 pytest.importorskip("skia", reason="the drawn world needs skia-python: pip install shotstream[world]")
 
+import skia
+
 from shotstream.storyworld import Change, ShotSpec, first_frame, render_frame, render_shot, sample_story
-from shotstream.storyworld.ink import MARK_COLOURS
+from shotstream.storyworld.cast import CAST
+from shotstream.storyworld.face import EXPRESSION_FACES
+from shotstream.storyworld.ink import MARK_COLOURS, Ink
+from shotstream.storyworld.motion import standing
+from shotstream.storyworld.puppet import draw_puppet
 from shotstream.storyworld.spec import ACTIONS, CHARACTERS, EXPRESSIONS, FRAMINGS, MARKS, PLACES
 
 FOX = ShotSpec(character="fox", clothing="red", mark="cobalt", place="city", seed=12345)
@@ -62,6 +68,18 @@ def test_faces_are_large_enough():
     assert face_height("wide") >= 26
     assert face_height("medium") >= 48
     assert face_height("close-up") > 1.3 * face_height("medium")
+
+
+@pytest.mark.parametrize("character", CHARACTERS)
+def test_heads_are_at_least_a_third_of_the_body(character: str):
+    surface = skia.Surface(200, 200)
+    with surface as canvas:
+        canvas.translate(100, 150)
+        drawing = (CAST[character], "red", "jade", standing(0.0), EXPRESSION_FACES["neutral"], 0.0)
+        (_, top, _, chin), _ = draw_puppet(canvas, Ink(), *drawing)
+    rows = np.flatnonzero(surface.toarray()[..., 3].any(axis=1))
+    assert chin - top >= (rows[-1] + 1 - rows[0]) / 3
+    assert rows[0] <= top + 2  # the box is no taller than the head
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)

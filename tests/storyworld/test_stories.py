@@ -7,14 +7,26 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("skia", reason="the drawn world needs skia-python: pip install shotstream[world]")
 
-from shotstream.storyworld import ATTRIBUTES, HIDDEN, Change, ShotSpec, held_out_pairs, sample_story, visible
+from shotstream.storyworld import (
+    ATTRIBUTES,
+    HIDDEN,
+    Change,
+    ShotSpec,
+    held_out_pairs,
+    places,
+    sample_story,
+    sampler,
+    visible,
+)
 from shotstream.storyworld.captions import BARE_TEMPLATES, GLOBAL_TEMPLATES, STEER_TEMPLATES, TEMPLATES
-from shotstream.storyworld.spec import CHARACTERS, MARKS, NOBODY, PLACES
+from shotstream.storyworld.cast import CAST
+from shotstream.storyworld.spec import CHARACTERS, MARKS, NOBODY, PLACES, WEATHERS
 
 STORIES = [sample_story(seed) for seed in range(300)]
 UNSEEN = [sample_story(seed, split="heldout") for seed in range(150)]
@@ -27,6 +39,27 @@ def pairs_of(spec: ShotSpec) -> set[tuple[str, str, str]]:
     for name, mark in ((spec.character, spec.mark), (spec.second_character, spec.second_mark)):
         pairs |= {(name, "mark", mark), (name, "place", spec.place)}
     return pairs
+
+
+def test_what_can_be_drawn_is_what_labels_know():
+    assert tuple(CAST) == CHARACTERS
+    assert tuple(places.PLACES) == PLACES
+    for place in places.PLACES.values():
+        assert place.weathers[0] == "clear"
+        assert set(place.weathers) <= set(WEATHERS)
+        assert place.phrases
+        assert place.nouns
+
+
+def test_a_new_place_is_one_entry(monkeypatch: pytest.MonkeyPatch):
+    harbour = replace(places.PLACES["beach"], name="harbour", phrases=("by the harbour",), nouns=("the harbour",))
+    monkeypatch.setitem(places.PLACES, "harbour", harbour)
+    monkeypatch.setitem(ATTRIBUTES, "place", (*PLACES, "harbour"))
+    sampler.held_out_pairs.cache_clear()
+    stories = [sample_story(seed) for seed in range(40)]
+    sampler.held_out_pairs.cache_clear()
+    there = [(story, i) for story in stories for i, spec in enumerate(story.shots) if spec.place == "harbour"]
+    assert any("harbour" in story.captions(i) for story, i in there)
 
 
 def test_same_seed_gives_the_same_story():

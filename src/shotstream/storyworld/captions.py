@@ -20,26 +20,6 @@ from shotstream.storyworld.spec import MOVING_ACTIONS, NOBODY, Change, ShotSpec
 MAX_PIECES = 58
 """Words and punctuation of global caption, shot and steers; the text encoder reads 64 pieces, two of them its own."""
 
-PLACE_PHRASES: dict[str, tuple[str, ...]] = {
-    "city": ("in the city", "on a city street", "downtown", "in town"),
-    "forest": ("in the forest", "in the woods", "among the trees"),
-    "beach": ("on the beach", "at the beach", "by the sea"),
-    "snow field": ("in a snowy field", "on a snow field", "in the snowy mountains"),
-    "desert": ("in the desert", "in a sandy desert", "among the dunes"),
-    "kitchen": ("in the kitchen", "in a kitchen", "at home in the kitchen"),
-    "space station": ("on a space station", "aboard the space station", "in a space station"),
-    "stage": ("on a stage", "on the theatre stage", "on stage"),
-}
-PLACE_NOUNS: dict[str, tuple[str, ...]] = {
-    "city": ("the city", "a city street", "the town"),
-    "forest": ("the forest", "the woods"),
-    "beach": ("the beach", "the seaside"),
-    "snow field": ("the snow field", "the snowy mountains"),
-    "desert": ("the desert", "the sandy desert"),
-    "kitchen": ("the kitchen",),
-    "space station": ("the space station", "a space station"),
-    "stage": ("the stage", "the theatre stage"),
-}
 TIME_PHRASES: dict[str, tuple[str, ...]] = {
     "day": ("in the daytime", "during the day", "by day"),
     "sunset": ("at sunset", "as the sun sets", "in the evening light"),
@@ -348,8 +328,8 @@ def _phrases(rng: random.Random, specs: Sequence[ShotSpec], index: int, stated: 
         "does": does,
         "doing": doing,
         "face": face,
-        "place": said("place", PLACE_PHRASES[spec.place]),
-        "scene": said("place", PLACE_NOUNS[spec.place]),
+        "place": said("place", PLACES[spec.place].phrases),
+        "scene": said("place", PLACES[spec.place].nouns),
         "time": said("time_of_day", TIME_PHRASES[spec.time_of_day]),
         "weather": said("weather", WEATHER_PHRASES[spec.weather]),
         "framing": said("framing", FRAMING_PHRASES[spec.framing]),
@@ -413,7 +393,7 @@ def _global(rng: random.Random, specs: Sequence[ShotSpec], heldout: bool) -> tup
         place = specs[0].place
         place_time = len(people) == 1 and (specs[0].time_of_day != "day" or rng.random() < 0.3)
         time = rng.choice(TIME_PHRASES[specs[0].time_of_day]) if place_time else ""
-        setting = f"{rng.choice(PLACE_PHRASES[place])} {time}"
+        setting = f"{rng.choice(PLACES[place].phrases)} {time}"
     template = rng.choice([t for t in GLOBAL_TEMPLATES if t.heldout == heldout])
     caption = _tidy(rng, template.text.format(cast=" and ".join(cast), setting=setting))
     return caption, _Facts(frozenset(people), frozenset(people if clothed else ()), place, place_time)

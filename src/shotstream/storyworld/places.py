@@ -1,4 +1,4 @@
-"""The places. A place is one entry: three painted layers (far, middle, near), the weathers it knows, its light.
+"""The places. A place is one entry: its words, the weathers it knows, and three painted layers (far, middle, near).
 
 A layer is painted once per (place, layout, tint, time) into a picture that repeats every `PERIOD` units, and is
 scrolled and scaled by the camera. The layout moves the landmarks of the middle layer; the tint shifts the colours. In
@@ -65,6 +65,10 @@ class Place:
     """One place of the world."""
 
     name: str
+    phrases: tuple[str, ...]
+    """Where somebody is: "in the city"."""
+    nouns: tuple[str, ...]
+    """What a picture without people is of: "the city"."""
     weathers: tuple[str, ...]
     far: Paint
     middle: Paint
@@ -524,16 +528,78 @@ def stage_near(canvas: skia.Canvas, scene: Scene) -> None:
 PLACES: dict[str, Place] = {
     place.name: place
     for place in (
-        Place(name="city", weathers=("clear", "rain", "snow"), far=city_far, middle=city_middle, near=city_near),
         Place(
-            name="forest", weathers=("clear", "rain", "snow"), far=forest_far, middle=forest_middle, near=forest_near
+            name="city",
+            phrases=("in the city", "on a city street", "downtown", "in town"),
+            nouns=("the city", "a city street", "the town"),
+            weathers=("clear", "rain", "snow"),
+            far=city_far,
+            middle=city_middle,
+            near=city_near,
         ),
-        Place(name="beach", weathers=("clear", "rain"), far=beach_far, middle=beach_middle, near=beach_near),
-        Place(name="snow field", weathers=("clear", "snow"), far=snow_far, middle=snow_middle, near=snow_near),
-        Place(name="desert", weathers=("clear", "rain"), far=desert_far, middle=desert_middle, near=desert_near),
-        Place(name="kitchen", weathers=("clear",), far=kitchen_far, middle=kitchen_middle, near=kitchen_near),
-        Place(name="space station", weathers=("clear",), far=station_far, middle=station_middle, near=station_near),
-        Place(name="stage", weathers=("clear",), far=stage_far, middle=stage_middle, near=stage_near),
+        Place(
+            name="forest",
+            phrases=("in the forest", "in the woods", "among the trees"),
+            nouns=("the forest", "the woods"),
+            weathers=("clear", "rain", "snow"),
+            far=forest_far,
+            middle=forest_middle,
+            near=forest_near,
+        ),
+        Place(
+            name="beach",
+            phrases=("on the beach", "at the beach", "by the sea"),
+            nouns=("the beach", "the seaside"),
+            weathers=("clear", "rain"),
+            far=beach_far,
+            middle=beach_middle,
+            near=beach_near,
+        ),
+        Place(
+            name="snow field",
+            phrases=("in a snowy field", "on a snow field", "in the snowy mountains"),
+            nouns=("the snow field", "the snowy mountains"),
+            weathers=("clear", "snow"),
+            far=snow_far,
+            middle=snow_middle,
+            near=snow_near,
+        ),
+        Place(
+            name="desert",
+            phrases=("in the desert", "in a sandy desert", "among the dunes"),
+            nouns=("the desert", "the sandy desert"),
+            weathers=("clear", "rain"),
+            far=desert_far,
+            middle=desert_middle,
+            near=desert_near,
+        ),
+        Place(
+            name="kitchen",
+            phrases=("in the kitchen", "in a kitchen", "at home in the kitchen"),
+            nouns=("the kitchen",),
+            weathers=("clear",),
+            far=kitchen_far,
+            middle=kitchen_middle,
+            near=kitchen_near,
+        ),
+        Place(
+            name="space station",
+            phrases=("on a space station", "aboard the space station", "in a space station"),
+            nouns=("the space station", "a space station"),
+            weathers=("clear",),
+            far=station_far,
+            middle=station_middle,
+            near=station_near,
+        ),
+        Place(
+            name="stage",
+            phrases=("on a stage", "on the theatre stage", "on stage"),
+            nouns=("the stage", "the theatre stage"),
+            weathers=("clear",),
+            far=stage_far,
+            middle=stage_middle,
+            near=stage_near,
+        ),
     )
 }
-"""Every place, by the name captions use."""
+"""Every place by its name, in the order of `spec.PLACES` (labels and the probe do without what draws)."""

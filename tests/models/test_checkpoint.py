@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shotstream.models.attention import SegmentAttention
 from shotstream.models.checkpoint import load_dit, parse_config, save_dit
 from shotstream.models.dit import DiT, DiTConfig
 from shotstream.models.lora import LoRAConfig, inject_lora, lora_parameters, lora_state_dict
@@ -52,6 +53,70 @@ def test_every_naming_holds_the_same_weights(tmp_path: Path, tiny_dit: DiT, layo
     content = tensors if section is None else {section: tensors, "step": 7, "critic": {"x": torch.zeros(1)}}
     path = write_pt(tmp_path / "weights.pt", content)
     assert same_weights(load_dit(path, config=tiny_dit.config), tiny_dit)
+
+
+def write_shards(folder: Path, tensors: dict[str, Tensor], **metadata: str) -> Path:
+    """Every other tensor into one of two files, and an index."""
+    names = [f"diffusion_pytorch_model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    for part, name in enumerate(names):
+        save_file(dict(list(tensors.items())[part::2]), folder / name, metadata)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {key: names[i % 2] for i, key in enumerate(tensors)}}))
+    return index
+
+
+def test_shards_are_read_through_their_index(tmp_path: Path, tiny_dit: DiT) -> None:
+    config = json.dumps(asdict(tiny_dit.config))
+    index = write_shards(tmp_path, tiny_dit.state_dict(), config=config)
+    assert same_weights(load_dit(index), tiny_dit)
+    (tmp_path / "config.json").write_text(config)
+    assert same_weights(load_dit(tmp_path), tiny_dit)
+    next(tmp_path.glob("*-00002-of-*")).unlink()
+    with pytest.raises(ValueError, match=r"no weights file at .*-00002-of-00002"):
+        load_dit(index)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"x": 3}}'])
+def test_a_broken_index_is_named(tmp_path: Path, tiny_config: DiTConfig, content: str) -> None:
+    path = tmp_path / "w.safetensors.index.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="cannot read weights from"):
+        load_dit(path, config=tiny_config)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_transformer_of_diffusers_gives_the_same_flow_here(tmp_path: Path, sharded: bool) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="Diffusers comes with the `wan` extra")
+    theirs = diffusers.WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=48,
+        num_layers=2,
+    ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # its norms and gates begin at ones and zeros
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB" if sharded else "10GB")
+    assert (tmp_path / "diffusion_pytorch_model.safetensors.index.json").is_file() == sharded
+    ours = load_dit(tmp_path)
+    latents, states = torch.randn(1, 3, 4, 4, 6), torch.zeros(1, 512, 8)
+    states[:, :7] = torch.randn(7, 8)
+    with torch.no_grad():
+        wanted = theirs(latents.transpose(1, 2), torch.tensor([700.0]), states).sample.transpose(1, 2)
+        flow = ours(
+            latents,
+            torch.full((1, 3), 700.0),
+            positions_BF=torch.arange(3)[None],
+            shot_ids_BF=torch.zeros(1, 3),
+            captions=ours.encode_captions(states),
+            caption_ids_BF=torch.zeros(1, 3, dtype=torch.long),
+            attention=SegmentAttention(sizes=(3,), tokens_per_frame=6),
+        )
+    torch.testing.assert_close(flow, wanted, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -179,7 +244,9 @@ def test_file_without_a_config(tmp_path: Path, tiny_dit: DiT) -> None:
         load_dit(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("text", ["", "not json", "[1, 2]", '{"dim": "wide"}', '{"patch_size": 2}'])
+@pytest.mark.parametrize(
+    "text", ["", "not json", "[1, 2]", '{"dim": "wide"}', '{"patch_size": 2}', '{"attention_head_dim": 16}']
+)
 def test_broken_config(text: str) -> None:
     with pytest.raises(ValueError, match="config"):
         parse_config(text)

@@ -1,7 +1,8 @@
 """Reading and writing weights.
 
 Ours: safetensors whose metadata holds the resolved config as JSON. Foreign: the `.pt` files of the published code, the
-official Wan folder or file, and LoRA adapters in PEFT's naming, merged on load. Pickled code is never run.
+official Wan folder or file, that of Diffusers, and LoRA adapters in PEFT's naming, merged on load. Safetensors may be
+split into shards beside an index. Pickled code is never run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,30 @@ WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod."
 PREFIXES = ("model.", "base_model.model.")
 SECTIONS = ("generator", "generator_lora")
 EMA_SECTION = "generator_ema"
+INDEX_SUFFIX = ".index.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+"""In the folders of Wan and Diffusers."""
+DIFFUSERS_KEY = ".attn1."
+"""In names of this kind alone."""
+DIFFUSERS_NAMES = (
+    ("condition_embedder.time_embedder.linear_1.", "time_embedding.0."),
+    ("condition_embedder.time_embedder.linear_2.", "time_embedding.2."),
+    ("condition_embedder.text_embedder.linear_1.", "text_embedding.0."),
+    ("condition_embedder.text_embedder.linear_2.", "text_embedding.2."),
+    ("condition_embedder.time_proj.", "time_projection.1."),
+    (".attn1.to_out.0.", ".self_attn.o."),
+    (".attn2.to_out.0.", ".cross_attn.o."),
+    (".attn1.to_", ".self_attn."),
+    (".attn2.to_", ".cross_attn."),
+    (".attn1.", ".self_attn."),
+    (".attn2.", ".cross_attn."),
+    (".ffn.net.0.proj.", ".ffn.0."),
+    (".ffn.net.2.", ".ffn.2."),
+    (".norm2.", ".norm3."),
+    (".scale_shift_table", ".modulation"),
+    ("proj_out.", "head.head."),
+)
+"""Parts of Diffusers' names for a Wan transformer, and the official ones; earlier lines first."""
 LORA_KEY = re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight$")
 
 
@@ -48,7 +73,7 @@ def reading(path: Path | str) -> Iterator[None]:
 def read_tensors(
     path: Path | str, *, use_ema: bool = False, mmap: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors or `.pt` file and its metadata.
+    """All tensors of a safetensors or `.pt` file, or of the shards that an `.index.json` lists, and their metadata.
 
     Args: use_ema picks the averaged weights of a `.pt`; mmap leaves a large `.pt` on the disk until it is used.
     Raises: ValueError with the way out when the file is missing, unreadable or needs code to unpickle.
@@ -56,11 +81,25 @@ def read_tensors(
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no weights file at {path}: check the path, or run `shotstream weights` for what is known")
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_shards(path)
     with reading(path):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
         return _read_pickled(path, use_ema, mmap), {}
+
+
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with reading(index):
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = [index.with_name(name) for name in names]
+    tensors, metadata = dict[str, Tensor](), dict[str, str]()
+    for shard in shards:
+        more, about = read_tensors(shard)
+        tensors |= more
+        metadata |= about
+    return tensors, metadata
 
 
 def read_ours(path: Path | str, format: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
@@ -110,6 +149,21 @@ def _plain_name(name: str) -> str:
             if name.startswith(prefix):
                 name, stripped = name[len(prefix) :], True
     return name.replace(".base_layer.", ".")
+
+
+def official_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give a Wan transformer under Diffusers' names its official ones; others stay as they are."""
+    if not any(DIFFUSERS_KEY in name for name in tensors):
+        return dict(tensors)
+    return {_official_name(name): tensor for name, tensor in tensors.items()}
+
+
+def _official_name(name: str) -> str:
+    if name == "scale_shift_table":
+        return "head.modulation"
+    for theirs, official in DIFFUSERS_NAMES:
+        name = name.replace(theirs, official)
+    return name
 
 
 def split_lora(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
@@ -173,13 +227,13 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str,
 
 
 def parse_config(text: str) -> DiTConfig:
-    """A DiTConfig from JSON, in our field names or those of the official config.json.
+    """A DiTConfig from JSON, in our field names or those of the official config.json, or of Diffusers'.
 
     Raises: ValueError if the text is not such a config.
     """
     try:
         return _config_from(json.loads(text))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise ValueError(f"cannot read the model's config: {error}") from error
 
 
@@ -187,6 +241,9 @@ def _config_from(raw: dict[str, Any]) -> DiTConfig:
     raw = raw.get("dit", raw)
     renamed = {"in_dim": "in_channels", "out_dim": "out_channels"}
     known = {renamed.get(k, k): v for k, v in raw.items()}
+    if "attention_head_dim" in raw:
+        heads = raw["num_attention_heads"]
+        known |= {"num_heads": heads, "dim": heads * raw["attention_head_dim"]}
     fields = {k: v for k, v in known.items() if k in DiTConfig.__dataclass_fields__}
     fields["patch_size"] = tuple(fields.get("patch_size", (1, 2, 2)))
     return DiTConfig(**fields)
@@ -208,7 +265,7 @@ def load_dit(
     lora_scale: float = 1.0,
     use_ema: bool = False,
 ) -> DiT:
-    """Build a DiT from a weights file: ours, the published `.pt`, or an official Wan file or folder.
+    """Build a DiT from a weights file: ours, the published `.pt`, or a Wan file or folder, official or of Diffusers.
 
     Args: config overrides the one in the file and is needed where the file has none;
         lora: adapters to merge, a file of its own (adapters inside the file itself are merged in any case).
@@ -222,15 +279,15 @@ def load_dit(
                     f"no config.json in {path}: pass an official folder, or a weights file with its preset"
                 )
             config = parse_config((path / "config.json").read_text())
-        path = path / "diffusion_pytorch_model.safetensors"
+        path = _weights_in(path)
     tensors, metadata = read_tensors(path, use_ema=use_ema)
     if config is None:
         if "config" not in metadata:
             raise ValueError(f"{path} does not say its config: pass the preset it belongs to")
         config = parse_config(metadata["config"])
-    base, adapters = split_lora(plain_names(tensors))
+    base, adapters = split_lora(official_names(plain_names(tensors)))
     if lora is not None:
-        _, more = split_lora(plain_names(read_tensors(lora)[0]))
+        _, more = split_lora(official_names(plain_names(read_tensors(lora)[0])))
         if not more:
             raise ValueError(f"{lora} holds no LoRA adapters (names ending in lora_A.weight): pass it as the weights")
         adapters |= more
@@ -239,6 +296,12 @@ def load_dit(
     model = model.to_empty(device="cpu")
     load_strictly(model, merge_lora(base, adapters, scale=lora_scale), str(path))
     return model
+
+
+def _weights_in(folder: Path) -> Path:
+    """The file of an official folder, or the index of its shards."""
+    index = folder / f"{WEIGHTS_NAME}{INDEX_SUFFIX}"
+    return index if index.is_file() else folder / WEIGHTS_NAME
 
 
 def save_dit(path: Path | str, model: DiT, *, dtype: torch.dtype = torch.bfloat16, **metadata: str) -> None:

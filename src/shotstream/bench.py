@@ -224,13 +224,17 @@ def _run_cuts(
 ) -> None:
     """Shots that are cut at a random moment of a running chunk, as long as leaves time for enough cuts."""
     window = stream.engine.preset.slab.window_chunks
-    length = int((until - time.perf_counter()) / WANTED_CUTS / chunk_seconds)
-    length = max(2, min(window, length))
-    cutter = _Cutter(stream)
+
+    def wanted_length() -> int:
+        cuts_left = max(1, WANTED_CUTS - len(log.latencies_ms))
+        return max(2, min(window, int((until - time.perf_counter()) / cuts_left / chunk_seconds)))
+
+    cutter, length = _Cutter(stream), wanted_length()
     stream.cut(next(prompts), num_chunks=_UNTIL_CUT)
     for chunk in _logged(stream, log, window):
         if (waited := cutter.waited_for(chunk)) is not None:
             log.latencies_ms.append(waited * 1000)
+            length = wanted_length()
             if time.perf_counter() >= until:
                 break
         if chunk.index == length - 2:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from shotstream import bench, cli
 from shotstream.engine import loading
+from shotstream.engine.fake import FakeConfig, FakeEngine
 from shotstream.engine.stream import Engine
 from shotstream.presets import STORYWORLD, find_local_weights
 
@@ -35,9 +39,23 @@ def test_prompts_never_repeat() -> None:
     assert len(set(prompts)) == 3000
 
 
-def test_a_busy_machine_is_named() -> None:
-    assert "busy (load 50.0" in str(bench.busy_warning(50.0))
-    assert bench.busy_warning(0.0) is None
+@pytest.mark.parametrize(("load", "warned"), [(50.0, True), (0.0, False)])
+def test_a_busy_machine_is_named(
+    load: float, warned: bool, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "load", lambda *_, **__: tiny_engine)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    assert cli.main(["bench", "--seconds", "0.5"]) == 0
+    captured = capsys.readouterr()
+    assert ("warning: the machine is busy (load 50.0" in captured.err) == warned
+    assert json.loads(captured.out.strip().splitlines()[-1])["load_average"] == load
+
+
+def test_where_time_allows_at_least_thirty_cuts_are_made() -> None:
+    engine = FakeEngine(FakeConfig(chunk_ms=0.0, open_ms=0.0))
+    engine.model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    result = bench.measure(engine, seconds=5, load_average=0.0)
+    assert result.num_cuts >= 30
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])

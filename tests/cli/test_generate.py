@@ -14,12 +14,13 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
-from shotstream import cli
+from shotstream import cli, presets
 from shotstream.engine import loading
-from shotstream.engine.stream import Engine
+from shotstream.engine.stream import Engine, TeacherEngine
 from shotstream.generate import describe, film, generate
 from shotstream.models.checkpoint import save_dit
 from shotstream.models.tiny_codec import FORMAT, TinyCodec, TinyCodecConfig
+from shotstream.presets import STORYWORLD, find_local_weights
 from shotstream.story import Shot, Steer, Story, write_story
 
 STORY = Story(
@@ -82,6 +83,51 @@ def test_the_command_films_shots_given_as_options(loaded: Engine, tmp_path: Path
     arguments = ["--shot", "a fox walks", "--shot", "a fox sleeps", "--steer", "0:1:he stops", "--chunks", "2"]
     assert cli.main(["generate", *arguments, "-o", str(output), "--sheet", str(tmp_path / "s.png")]) == 0
     assert _num_frames(output) == 42
+
+
+@pytest.fixture
+def tiny_weights(tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of weights for a preset "tiny", whose text encoder is that of the tiny engine."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for role in ("student", "teacher"):
+        save_dit(folder / f"{role}.safetensors", tiny_engine.model, dtype=torch.float32)
+    tiny_engine.codec.save(folder / "codec.safetensors")
+    monkeypatch.setattr(presets, "PRESETS", {"tiny": tiny_engine.preset})
+    monkeypatch.setattr(loading, "load_text", lambda *_: tiny_engine.text)
+    return folder
+
+
+def test_the_teacher_is_loaded_with_its_own_number_of_steps(tiny_weights: Path) -> None:
+    engine = loading.load("tiny", model="teacher", weights=tiny_weights, num_steps=3)
+    assert isinstance(engine, TeacherEngine)
+    assert engine.num_steps == 3
+    engine = loading.load("tiny", model="teacher", weights=tiny_weights)
+    assert engine.num_steps == engine.preset.teacher_steps
+
+
+def test_the_command_films_with_the_teacher(tiny_weights: Path, tmp_path: Path) -> None:
+    films = []
+    for steps in ("1", "3"):
+        films.append(tmp_path / f"{steps}.mp4")
+        model = ["--preset", "tiny", "--weights", str(tiny_weights), "--model", "teacher", "--steps", steps]
+        shot = ["--shot", "a fox", "--steer", "0:1:he stops", "--chunks", "2"]
+        assert cli.main(["generate", *model, *shot, "-o", str(films[-1])]) == 0
+        assert _num_frames(films[-1]) == 21
+    assert films[0].read_bytes() != films[1].read_bytes()
+
+
+def test_what_cannot_be_drawn_is_named_and_filmed_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_local_weights(STORYWORLD, "student") is None or find_local_weights(STORYWORLD, "codec") is None:
+        pytest.skip("the storyworld weights are not in the package")
+    output = tmp_path / "out.mp4"
+    assert cli.main(["generate", "--shot", "a knight on a dragon", "--chunks", "1", "-o", str(output)]) == 0
+    error = capsys.readouterr().err
+    assert 'notice: cannot draw "dragon"; the nearest it can is' in error
+    assert '"knight"' not in error
+    assert _num_frames(output) == 9
 
 
 def test_a_table_of_stories_becomes_numbered_files(loaded: Engine, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -14,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from shotstream.training.ema import Ema
 from shotstream.training.randomness import generator_at, normal
 from shotstream.training.snapshot import newest_snapshot
 from shotstream.training.trainer import Loss, OptimiserConfig, Trainer, TrainerConfig
+from shotstream.training.watch import Watched
 
 
 @dataclass
@@ -87,6 +90,24 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path):
     for (name, a), b in zip(_weights(whole).items(), _weights(second).values(), strict=True):
         assert torch.equal(a, b), name
     assert torch.equal(whole.stage.carried()["memory"], second.stage.carried()["memory"])
+
+
+def test_numbers_and_pictures_reach_tensorboard(tmp_path: Path):
+    pytest.importorskip("tensorboard", reason="TensorBoard comes with the `train` extra")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    picture = np.zeros((4, 6, 3), np.uint8)
+    picture[:, :3] = (250, 10, 60)
+    config = _config(tmp_path, steps=2, log_every=1, image_every=1)
+    trainer = Trainer(ToyStage(), config, watch=lambda: Watched({"samples": picture}, {"probe/mark": 0.75}))
+    trainer.run()
+    board = EventAccumulator(str(tmp_path / "board"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("probe/mark")] == [(1, 0.75), (2, 0.75)]
+    assert {"size", "samples_per_second"} <= set(board.Tags()["scalars"])
+    shown = board.Images("samples")
+    assert [event.step for event in shown] == [1, 2]
+    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(shown[-1].encoded_image_string))), picture)
 
 
 class _BlocksStage(ToyStage):

@@ -1,7 +1,8 @@
-"""A miniature of all stages, from the teacher to the distilled student, on the toy world.
+"""A miniature of all stages, from the codec to the student that lives with its own history, on toy worlds.
 
-It asserts what cannot be true by accident: teacher and regression beat the best constant on held-out data, memory is
-used, and distillation brings the student's samples closer to the teacher's.
+It asserts what cannot be true by accident: the codec beats a grey picture, teacher and regression beat the best
+constant on held-out data, memory is used, distillation brings the student's samples closer to the teacher's, and what
+the student itself drew in one shot it draws again in the next.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from two_processes import TINY
-from worlds import TEXT_LENGTH, write_library
+from worlds import TEXT_LENGTH, PlainCodec, write_library
 
 from shotstream.diffusion.flow import add_noise
 from shotstream.diffusion.schedule import FlowSchedule
@@ -22,6 +25,7 @@ from shotstream.engine.cache import SlabConfig
 from shotstream.engine.rollout import RolloutConfig
 from shotstream.engine.teacher import TeacherConfig
 from shotstream.models.dit import DiT
+from shotstream.models.tiny_codec import TinyCodecConfig
 from shotstream.training.causal_init import (
     CausalConfig,
     OdeStage,
@@ -31,14 +35,24 @@ from shotstream.training.causal_init import (
     make_pairs,
     teacher_states,
 )
+from shotstream.training.codec import CodecTrainConfig, CodecTrainer, heldout_clips, measure
+from shotstream.training.codec_data import CodecDataConfig, ShapesSource
 from shotstream.training.data import Batch, LatentLibrary, Sampler, SamplerConfig
-from shotstream.training.distill import CRITIC, GENERATOR, DistillConfig, DistillStage, RolloutNoise, roll_out
+from shotstream.training.distill import (
+    CRITIC,
+    GENERATOR,
+    DistillConfig,
+    DistillStage,
+    InterShotStage,
+    RolloutNoise,
+    roll_out,
+)
 from shotstream.training.losses import energy_distance, velocity_loss
 from shotstream.training.randomness import generator_at, normal
 from shotstream.training.teacher import FlowConfig, TeacherStage
 from shotstream.training.trainer import OptimiserConfig, Stage, Trainer, TrainerConfig
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 """All stages together take minutes; a loaded machine may need several times as long."""
 
 SMALL = replace(TINY, dim=64, ffn_dim=128, num_layers=2, freq_dim=32)
@@ -52,8 +66,7 @@ ROLLOUT = RolloutConfig(
     timesteps=PAIRS.timesteps,
     slab=SlabConfig(context_frames=6, window_frames=FRAMES, sink_frames=0, chunk_frames=CHUNK),
 )
-
-pytestmark = pytest.mark.slow
+WALK_SHOTS = 3
 
 
 @dataclass
@@ -63,6 +76,8 @@ class Miniature:
     teacher: DiT
     first_student: DiT
     student: DiT
+    last_student: DiT
+    """After the inter-shot stage."""
     held_out: LatentLibrary
     held_out_pairs: PairStore
 
@@ -111,8 +126,40 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Miniature]:
     steady = OptimiserConfig(betas=(0.0, 0.999), warmup_steps=5)
     rates = {GENERATOR: replace(steady, learning_rate=1.5e-4), CRITIC: replace(steady, learning_rate=1e-3)}
     _run(stage, folder / "distil", 40 + 5 * 70, **rates)
-    yield Miniature(teacher, first, student, held_out, PairStore(folder / "held pairs"))
+    distilled = deepcopy(student)
+    walks = Sampler(library, replace(wanted, shot_frames=4 * FRAMES - 3))
+    walking = InterShotStage(
+        student,
+        stage.critic,
+        teacher,
+        replace(config, critic_warmup=0),
+        walks,
+        codec=PlainCodec(),
+        walk_shots=WALK_SHOTS,
+    )
+    _run(walking, folder / "walks", 5 * 4 * WALK_SHOTS, **rates)
+    yield Miniature(teacher, first, distilled, student, held_out, PairStore(folder / "held pairs"))
     torch.set_num_threads(threads)
+
+
+def test_the_codec_beats_a_grey_picture_and_its_linear_start(tmp_path: Path):
+    shapes = ShapesSource(height=32, width=48)
+    sizes = {"encoder_widths": (32, 32, 32), "decoder_widths": (32, 32, 32)}
+    depths = {"encoder_blocks": (1, 1, 1), "decoder_blocks": (1, 1, 1)}
+    config = CodecTrainConfig(
+        codec=TinyCodecConfig(latent_channels=16, **sizes, **depths),
+        data=CodecDataConfig(crop_sides=(32,), clip_frames=(1, 5), pool=6, pixel_budget=8 * 5 * 32 * 32),
+        learning_rate=2e-3,
+        warmup_steps=4,
+    )
+    trainer, clips = CodecTrainer(config, shapes, shapes, tmp_path), heldout_clips(shapes, 4, 5)
+    trainer.start_fresh()
+    linear = measure(trainer.codec, clips)[0]["psnr_clip"]
+    for _ in range(40):
+        trainer.train_step()
+    grey = 10 * np.log10(255**2 / np.mean([clip.frames.astype(float).var() for clip in clips]))
+    trained = measure(trainer.codec, clips)[0]["psnr_clip"]
+    assert trained > max(linear, grey + 6)
 
 
 def _held_out_batch(miniature: Miniature, count: int, **changes: object) -> Batch:
@@ -176,3 +223,28 @@ def _distances(miniature: Miniature, *, conditions: int = 12, repeats: int = 64)
 def test_distillation_brings_the_student_closer_to_the_teacher(miniature: Miniature):
     distances = _distances(miniature)
     assert distances["after"] < 0.75 * distances["before"]
+
+
+@torch.no_grad()
+def _marks_of_a_walk(miniature: Miniature, samples: int = 64) -> list[Tensor]:
+    """Which mark the student draws in each shot of stories of its own, [samples]."""
+    quiet = replace(CLIPS, captions_only=True, drop_text=0.0, drop_context=0.0, context_noise=0.0)
+    walks = Sampler(miniature.held_out, replace(quiet, shot_frames=4 * FRAMES - 3))
+    config = DistillConfig(rollout=ROLLOUT, critic_warmup=0)
+    networks = (miniature.last_student, miniature.teacher, miniature.teacher)
+    stage = InterShotStage(*networks, config, walks, codec=PlainCodec(), walk_shots=WALK_SHOTS)
+    marks = []
+    for shot in range(WALK_SHOTS):
+        last_step = (1 + config.critic_steps) * (shot + 1) - 1
+        batch = stage.batch(last_step, range(samples))
+        clean = stage.make(batch)[1].clean
+        stage._keep(batch, clean)  # decoded, for the next shot to remember
+        marks.append(clean[:, :, 3].mean(dim=(1, 2, 3)) > 0)
+    return marks
+
+
+def test_a_student_with_its_own_history_draws_again_the_mark_that_it_drew(miniature: Miniature):
+    first, *later = _marks_of_a_walk(miniature)
+    for marks in later:
+        assert (marks == first).float().mean() > 0.85
+        assert (marks == first.roll(1)).float().mean() < 0.7  # it does not draw the same one always

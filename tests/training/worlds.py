@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from shotstream.training.data import Captions, chunk_of_latent, chunk_of_pixel, frames_ever_asked_for, write_shard
 
@@ -24,6 +25,24 @@ def latent(colour: int, mark: int, time: float, rng: np.random.Generator) -> np.
     out[2, int(time * HEIGHT) % HEIGHT] = 2
     out[3] = 1.5 if mark else -1.5
     return (out + 0.05 * rng.standard_normal(out.shape)).astype(np.float16)
+
+
+class PlainCodec:
+    """Latents as pictures and back: the four channels lie side by side in squares of 2 x 2 grey pixels, nothing is
+    learnt. What is drawn is then what will be remembered, up to the rounding of bytes."""
+
+    RANGE = 8.0
+
+    def decode(self, latents_BFCHW: torch.Tensor) -> torch.Tensor:
+        """[B, F, 4, h, w] to [B, 4 F - 3, 3, 2 h, 2 w] in [0, 1]; every picture stands for its whole latent."""
+        grey = F.pixel_shuffle(latents_BFCHW, 2).expand(-1, -1, 3, -1, -1)
+        times = torch.tensor([1] + [4] * (grey.shape[1] - 1))
+        return (grey / self.RANGE + 0.5).clamp(0, 1).repeat_interleave(times, dim=1)
+
+    def encode_frames(self, frames_BNHWC: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, N, 2 h, 2 w, 3] to [B, N, 4, h, w]."""
+        grey = frames_BNHWC[..., :1].movedim(-1, 2).float() / 255
+        return F.pixel_unshuffle((grey - 0.5) * self.RANGE, 2)
 
 
 def states(captions: list[str]) -> torch.Tensor:

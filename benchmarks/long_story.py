@@ -280,7 +280,7 @@ def summary_of(rows: Sequence[Row]) -> tuple[dict[str, Any], list[Target]]:
             "a page is told more, per shot", (last["hello_bytes"] - first["hello_bytes"]) / more_shots / 1e3, 8, "kB"
         ),
         Target("takes more memory, paused", last["open_mb"] - first["open_mb"], 2, "MB"),
-        # A picture (0.18 MB) and a caption of each of the newest 64 shots is remembered: this is bounded, not flat.
+        # A picture (0.18 MB) and a caption of each of the newest 32 shots is remembered: this is bounded, not flat.
         Target("gone on with, per shot", (last["resumed_mb"] - first["resumed_mb"]) / more_shots, 1, "MB"),
         Target(
             "a minute of its last half against one of the shortest",

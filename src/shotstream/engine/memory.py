@@ -42,6 +42,9 @@ FrameId = tuple[int, int]
 
 PICTURE_SHOT = -1
 
+REMEMBERED_SHOTS = 32
+"""Shots further back are forgotten, so that what a story takes is soon all that it will ever take."""
+
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 """How well each of some captions fits a new one; larger is better, 1 is the same."""
 
@@ -128,7 +131,9 @@ class ShotMemory:
     are forgotten, apart from pins.
     """
 
-    def __init__(self, capacity: int, *, similarity: Similarity | None = None, max_shots: int = 64) -> None:
+    def __init__(
+        self, capacity: int, *, similarity: Similarity | None = None, max_shots: int = REMEMBERED_SHOTS
+    ) -> None:
         self.capacity, self._similarity, self._max_shots = capacity, similarity, max_shots
         self._shots: list[dict[int, MemoryFrame]] = []
         self._pinned: dict[FrameId, MemoryFrame] = {}

@@ -195,7 +195,7 @@ class PictureLatents:
         if key not in self._slots:
             latent = self._encode(torch.tensor(pixels_HWC)[None, None])
             if self._block is None:
-                self._block = latent.new_empty(self._capacity, *latent.shape)
+                self._block = latent.new_zeros(self._capacity, *latent.shape)
             full = len(self._slots) == self._capacity
             self._slots[key] = self._slots.popitem(last=False)[1] if full else len(self._slots)
             self._block[self._slots[key]] = latent

@@ -13,7 +13,7 @@ import torch
 
 from shotstream.engine.archive import MemoryEdit, Past
 from shotstream.engine.direction import GoOn, NewShot, Place, Planned
-from shotstream.engine.memory import MemoryFrame
+from shotstream.engine.memory import REMEMBERED_SHOTS, MemoryFrame
 from shotstream.engine.messages import Branch, Retake, ShotCard, Steer, SteerMark, Undo
 from shotstream.engine.stream import KeptChunk, KeptShot
 from shotstream.server.archive import PathShot, StoredChunk, StoredTake, StoryArchive
@@ -21,8 +21,6 @@ from shotstream.server.protocol import parse
 
 MAX_CARDS = 200
 """Of the shots that lead to a place the newest are shown."""
-REMEMBERED_SHOTS = 64
-"""Shots further back are forgotten, as in `ShotMemory`."""
 
 
 class Lineage:

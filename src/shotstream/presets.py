@@ -117,7 +117,7 @@ STORYWORLD = Preset(
     height=192,
     width=320,
     schedule=FlowSchedule(shift=3.0),
-    student_levels=(1000, 750, 500, 250),
+    student_levels=(1000, 792, 542, 167),
     teacher_steps=24,
     guidance_scale=2.0,
     files={

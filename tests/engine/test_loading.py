@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from shotstream.engine.loading import load, serving_threads
+from shotstream.engine.loading import keep_freed_memory, load, serving_threads, share_one_heap
 
 
 @pytest.mark.parametrize(("logical", "threads"), [(1, 1), (2, 1), (4, 2), (8, 4), (64, 4)])
@@ -26,3 +26,9 @@ def test_who_sets_omp_num_threads_decides(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_threads_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         load("fake", threads=0)
+
+
+def test_who_sets_malloc_variables_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert not share_one_heap()
+    assert not keep_freed_memory()

@@ -17,6 +17,7 @@ import uvicorn
 
 from shotstream.engine.archive import ArchiveError
 from shotstream.engine.fake import FAKE
+from shotstream.engine.loading import share_one_heap
 from shotstream.engine.stream import Engine
 from shotstream.engine.writer import OpenAIConfig
 from shotstream.presets import Preset, get_preset
@@ -46,6 +47,7 @@ class Server(uvicorn.Server):
 
 def serve(options: argparse.Namespace, load_engine: Callable[[], Engine]) -> None:
     """Serve until interrupted. Raises ValueError for options that do not go together."""
+    share_one_heap()
     config = serve_config(options)
     try:
         Store(config.data, config.preset).close() if config.data else None  # before a model is loaded for nothing

@@ -76,7 +76,10 @@ def test_loading_and_the_inventory_take_it_where_the_package_is_missing(
     if not importlib.util.find_spec(text.MINILM_PACKAGE):
         pytest.skip("the MiniLM weights package is not installed: run `make test`, which installs it")
     (tmp_path / "minilm").symlink_to(text.resolve_minilm())
-    monkeypatch.setattr(text.importlib.util, "find_spec", lambda _: None)
+    find = importlib.util.find_spec  # transformers asks it about others while it is imported
+    monkeypatch.setattr(
+        text.importlib.util, "find_spec", lambda name, *more: None if name == text.MINILM_PACKAGE else find(name, *more)
+    )
     encoder = load_text(STORYWORLD, tmp_path, torch.device("cpu"))
     assert encoder.encoder.folder == tmp_path / "minilm"
     entries = {entry.part: entry for entry in list_weights(STORYWORLD, tmp_path)}

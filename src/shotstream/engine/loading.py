@@ -88,6 +88,11 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
+def default_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """The name of `default_dtype`, as recipes write it down."""
+    return "bfloat16" if default_dtype(device) == torch.bfloat16 else "float32"
+
+
 def serving_threads() -> int:
     """Threads for one stream on the CPU: half of the logical CPUs, from 1 to 4, or what OMP_NUM_THREADS says.
 

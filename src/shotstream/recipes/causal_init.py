@@ -25,7 +25,7 @@ from shotstream.models.checkpoint import load_dit
 from shotstream.models.dit import DiTConfig
 from shotstream.presets import STORYWORLD
 from shotstream.recipes import watching
-from shotstream.recipes.runs import build_dit, compile_blocks, parser, start, train, with_flags
+from shotstream.recipes.runs import build_dit, compile_blocks, parser, precision_of, start, train, with_flags
 from shotstream.recipes.watching import WatchConfig, watch_student
 from shotstream.training.causal_init import (
     CausalConfig,
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         guidance = STORYWORLD.guidance_scale if given.guidance is None else given.guidance
         pairs = pairs_config(data=given.data, out=given.out, init=given.init, guidance_scale=guidance)
         pairs = replace(pairs, count=given.count, device=given.device or "auto", seed=given.seed or 0)
-        pairs = replace(pairs, precision=given.precision or "bfloat16", compiled=given.compile)
+        pairs = replace(pairs, precision=precision_of(given), compiled=given.compile)
         run_pairs(pairs, world, minutes=given.minutes)
     return 0
 

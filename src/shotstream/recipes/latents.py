@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from shotstream import storyworld
+from shotstream.engine.loading import default_precision
 from shotstream.models.codec import Codec, to_uint8
 from shotstream.models.text import MiniLMEncoder, TextEncoder
 from shotstream.models.tiny_codec import TinyCodec
@@ -282,12 +283,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--height", type=int, default=192)
     flags.add_argument("--width", type=int, default=320)
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    flags.add_argument(
+        "--precision", choices=("float32", "bfloat16"), help="of the codec; default: what the device is fast in"
+    )
     flags.add_argument("--workers", type=int, default=1, help="processes")
     flags.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     flags.add_argument("--minutes", type=float, help="begin no shard after this long")
     given = vars(flags.parse_args(arguments))
     _log_to_terminal()
     options = {name: given.pop(name) for name in ("workers", "threads", "minutes")}
+    given["precision"] = given["precision"] or default_precision(torch.device(given["device"]))
     run(LatentsRecipe(**given), **options)
     return 0
 

@@ -8,13 +8,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from shotstream.engine.loading import default_precision
 from shotstream.models.checkpoint import load_dit, load_strictly, merge_lora, plain_names, save_dit, split_lora
 from shotstream.models.dit import DiT, DiTConfig
 from shotstream.models.lora import LoRALinear
@@ -39,7 +40,9 @@ def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentPa
     flags.add_argument("--accumulation", type=int, help="micro-batches per step and process")
     flags.add_argument("--learning-rate", type=float)
     flags.add_argument("--optimiser", choices=("adamw", "muon"), help="of the network that learns")
-    flags.add_argument("--precision", choices=("float32", "bfloat16"))
+    flags.add_argument(
+        "--precision", choices=("float32", "bfloat16"), help="default: bfloat16, on CPUs without it float32"
+    )
     flags.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU is taken where there is one")
     flags.add_argument("--threads", type=int, help="CPU threads")
     flags.add_argument("--seed", type=int)
@@ -56,6 +59,12 @@ def start(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(arguments.threads)
 
 
+def precision_of(arguments: argparse.Namespace) -> Literal["float32", "bfloat16"]:
+    """What the flags ask for, else what the device is fast in."""
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return arguments.precision or default_precision(torch.device(device))
+
+
 def with_flags(config: TrainerConfig, arguments: argparse.Namespace) -> TrainerConfig:
     """The trainer's config with what the command line changes. Rate and optimiser are of the first network."""
     names = {
@@ -65,8 +74,9 @@ def with_flags(config: TrainerConfig, arguments: argparse.Namespace) -> TrainerC
         "batch": "batch_size",
         "accumulation": "accumulation",
     }
-    names |= {"precision": "precision", "device": "device", "image_every": "image_every"}
+    names |= {"device": "device", "image_every": "image_every"}
     given = {field: getattr(arguments, flag) for flag, field in names.items() if getattr(arguments, flag) is not None}
+    given["precision"] = precision_of(arguments)
     optimisers = dict(config.optimisers)
     first = next(iter(optimisers))
     if arguments.learning_rate is not None:

@@ -162,3 +162,22 @@ def test_dropouts_happen_as_often_as_asked(library: LatentLibrary):
 def test_an_empty_folder_says_what_to_do(tmp_path: Path):
     with pytest.raises(ValueError, match="no shards"):
         LatentLibrary(tmp_path)
+
+
+def test_shots_of_two_people_can_be_drawn_more_often(library: LatentLibrary):
+    def share(singles: int, context_frames: int, wanted: float) -> float:
+        config = replace(PLAIN, two_people=wanted, singles=singles, context_frames=context_frames)
+        sampler = Sampler(library, config)
+        labels = [label["second_character"] for step in range(40) for label in sampler.labels(step, range(4))]
+        return labels.count("fox") / len(labels)
+
+    for singles, context_frames in ((0, 6), (2, 6), (1, 0)):
+        assert share(singles, context_frames, 1.0) == 1
+        assert 0.1 < share(singles, context_frames, 0.0) < 0.9
+
+
+def test_asking_for_two_people_where_there_are_none_is_refused(library: LatentLibrary, monkeypatch: pytest.MonkeyPatch):
+    alone = {story: [{"second_character": "none"}] * len(shots) for story, shots in library.labels.items()}
+    monkeypatch.setitem(vars(library), "labels", alone)
+    with pytest.raises(ValueError, match="encode more stories"):
+        Sampler(library, replace(PLAIN, two_people=0.5))

@@ -89,7 +89,10 @@ def _write_shard(path: Path, stories: range, shots: int, seed: int) -> None:
             assert chunk_of_latent(LATENTS - 1) == 6
             _add(clips, row)
     tables = [{name: np.stack(column) for name, column in table.items()} for table in (frames, clips, shot_rows)]
-    labels = [{"story": story} for story in stories]
+    second = ["none", "fox"]  # in every second shot
+    labels = [
+        {"story": story, "shots": [{"second_character": second[i % 2]} for i in range(shots)]} for story in stories
+    ]
     write_shard(
         path,
         frames=tables[0],

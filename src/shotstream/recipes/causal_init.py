@@ -153,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--guidance", type=float, help="pairs: of the teacher; real: what the student imitates; 1: none")
     flags.add_argument("--own-history", type=float, help="real: share of steps whose history the student draws itself")
     flags.add_argument("--frames", type=int, help="real: latent frames of a shot, from its opening; default: all")
+    flags.add_argument("--two-people", type=float, help="real: share of samples from shots of two people alone")
     flags.add_argument("--count", type=int, default=600, help="trajectories")
     given = flags.parse_args(arguments)
     start(given)
@@ -165,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 recipe = with_guidance(recipe, given.guidance)
             if given.part == "real" and given.own_history is not None:
                 recipe = replace(recipe, causal=replace(recipe.causal, own_history=given.own_history))
+            if given.part == "real" and given.two_people is not None:
+                recipe = replace(recipe, sampler=replace(recipe.sampler, two_people=given.two_people))
             if given.part == "real" and given.frames is not None:
                 recipe = replace(recipe, sampler=replace(recipe.sampler, target_frames=given.frames))
             run(recipe, world)

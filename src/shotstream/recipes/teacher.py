@@ -83,9 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
     watching.add_flags(flags)
     flags.add_argument("part", choices=get_args(Part))
+    flags.add_argument("--two-people", type=float, default=0.0, help="share of samples from shots of two people alone")
     given = flags.parse_args(arguments)
     start(given)
     recipe = config(given.part, data=given.data, out=given.out)
+    recipe = replace(recipe, sampler=replace(recipe.sampler, two_people=given.two_people))
     recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
     recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))
     with joined() as world:

@@ -192,6 +192,10 @@ class LatentLibrary:
         return torch.from_numpy(rows)
 
 
+def _two_people(labels: Mapping[str, str]) -> bool:
+    return labels.get("second_character", "none") != "none"
+
+
 def _column(shards: Sequence[Path], name: str) -> _Column:
     return _Column([np.load(shard / f"{name}.npy", mmap_mode="r") for shard in shards])
 
@@ -216,6 +220,8 @@ class SamplerConfig:
     """Pixel frames of a shot, which the memory rule spaces over."""
     first_shot: float = 0.2
     """Share of samples whose target opens the story."""
+    two_people: float = 0.0
+    """Share of samples drawn from the shots of two people alone, which are one in ten and are learnt last."""
     drop_context: float = 0.1
     drop_text: float = 0.1
     drop_all: float = 0.0
@@ -301,6 +307,18 @@ class Sampler:
             raise ValueError("the library has no clips: encode with --clips 1 or more")
         self._opening = np.flatnonzero(self._targets[:, 1] == 0)
         self._later = np.flatnonzero(self._targets[:, 1] > 0)
+        self._shared = self._of_two_people() if self.config.two_people else None
+
+    def _of_two_people(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Target rows and lone frames of shots that open with two people. Raises ValueError where there are none."""
+        labels = self.library.labels
+        shared = {(story, i) for story, shots in labels.items() for i, shot in enumerate(shots) if _two_people(shot)}
+        table = self.library.frame_table
+        frames = [row for row in self._direct if (int(table["story"][row]), int(table["shot"][row])) in shared]
+        targets = [row for row, key in enumerate(self._targets.tolist()) if tuple(key) in shared]
+        if not frames or not targets:
+            raise ValueError("two_people asks for shots of two people, and the library has none: encode more stories")
+        return np.array(targets), np.array(frames)
 
     def labels(self, step: int, samples: Sequence[int]) -> list[dict[str, str]]:
         """What each of these samples' target shots shows when it opens, by attribute."""
@@ -340,12 +358,17 @@ class Sampler:
         return Plan(rows, shots, context_captions, target, captions, 1 if opening else shot)
 
     def _lone_frames(self, rng: np.random.Generator) -> Plan:
-        rows = tuple(int(r) for r in rng.choice(self._direct, self.config.singles))
+        among = self._direct
+        if self._shared is not None and rng.random() < self.config.two_people:
+            among = self._shared[1]
+        rows = tuple(int(r) for r in rng.choice(among, self.config.singles))
         dropped = rng.random() < self.config.drop_text
         captions = tuple(NO_CAPTION if dropped else int(self.library.frame_caption[r]) for r in rows)
         return Plan((), (), (), rows, captions, 1)
 
     def _pick_target(self, rng: np.random.Generator) -> int:
+        if self._shared is not None and rng.random() < self.config.two_people:
+            return int(rng.choice(self._shared[0]))
         opening = rng.random() < self.config.first_shot
         group = self._opening if (opening and len(self._opening)) or not len(self._later) else self._later
         return int(rng.choice(group))

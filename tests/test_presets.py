@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from shotstream.engine.loading import load_text
+from shotstream.engine.stream import Engine
 from shotstream.inventory import list_weights
 from shotstream.models import text
+from shotstream.models.checkpoint import load_dit, save_dit
 from shotstream.presets import (
     PRESETS,
     STORYWORLD,
     WAN_1_3B,
     WEIGHTS_VARIABLE,
+    Preset,
     find_local_minilm,
     find_weights,
     get_preset,
@@ -45,6 +48,25 @@ def test_a_given_folder_comes_before_the_shared_one(tmp_path: Path, monkeypatch:
     assert find_weights(STORYWORLD, "student", given) == given / "student.safetensors"
     assert find_weights(STORYWORLD, "student") == shared / "storyworld" / "student.safetensors"
     assert find_weights(STORYWORLD, "student", given / "student.safetensors") == given / "student.safetensors"
+
+
+def test_a_larger_model_is_found_and_listed_as_shards(tmp_path: Path, tiny_preset: Preset, tiny_engine: Engine) -> None:
+    model = tiny_engine.model
+    index = save_dit(tmp_path / "student.safetensors", model, dtype=torch.float32, shard_bytes=8000)
+    shards = sorted(tmp_path.glob("student-*.safetensors"))
+    assert find_weights(tiny_preset, "student", tmp_path) == index
+    assert find_weights(tiny_preset, "student", index) == index
+    for place in (tmp_path, index):
+        loaded = load_dit(find_weights(tiny_preset, "student", place))
+        assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    listed = [entry.path for entry in list_weights(tiny_preset, tmp_path) if entry.part == "student"]
+    assert listed == [str(path) for path in (index, *shards)]
+    shards[-1].unlink()
+    missing = list_weights(tiny_preset, tmp_path)[len(shards)]
+    assert missing.path == ""
+    assert f"{shards[-1]} is missing" in missing.summary
+    with pytest.raises(ValueError, match=f"no weights file at {shards[-1]}"):
+        load_dit(find_weights(tiny_preset, "student", tmp_path))
 
 
 def test_a_folder_may_hold_the_hub_repositories_side_by_side(tmp_path: Path) -> None:

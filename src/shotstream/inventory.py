@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from shotstream.models.checkpoint import INDEX_SUFFIX, shards_of
 from shotstream.models.text import resolve_minilm
 from shotstream.presets import PACKAGE_WEIGHTS, Preset, find_local_minilm, find_local_weights
 
@@ -40,7 +41,7 @@ class WeightEntry:
 
 
 def list_weights(preset: Preset, folder: Path | None = None) -> list[WeightEntry]:
-    """Describe every part of a preset, and what else ships beside it; nothing is fetched.
+    """Describe every part of a preset, its shards after it, and what else ships beside it; nothing is fetched.
 
     Raises: ValueError if ``folder`` does not exist or a file is not what its name says.
     """
@@ -50,6 +51,7 @@ def list_weights(preset: Preset, folder: Path | None = None) -> list[WeightEntry
     for role, part in preset.files.items():
         path = find_local_weights(preset, role, folder)
         entries.append(_entry(role, path, f"(would be fetched from {part.hub_id} on the hub)" if part.hub_id else ""))
+        entries += _shard_entries(role, path)
     if preset.text.encoder == "minilm":
         entries.append(_minilm_entry(find_local_minilm(preset, folder)))
     listed = {entry.path for entry in entries}
@@ -78,6 +80,13 @@ def _entry(part: str, path: Path | None, hub_note: str) -> WeightEntry:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
     return WeightEntry(part=part, path=str(path), size_bytes=path.stat().st_size, sha256=digest, metadata=metadata)
+
+
+def _shard_entries(part: str, path: Path | None) -> list[WeightEntry]:
+    """The files that hold a part's tensors, where ``path`` is only their index."""
+    if path is None or not path.name.endswith(INDEX_SUFFIX):
+        return []
+    return [_entry(part, shard if shard.is_file() else None, f"({shard} is missing)") for shard in shards_of(path)]
 
 
 def _minilm_entry(local: Path | None) -> WeightEntry:

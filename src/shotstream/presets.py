@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from shotstream.diffusion.schedule import FlowSchedule
 from shotstream.engine.cache import SlabConfig
 from shotstream.engine.teacher import ContextTime
+from shotstream.models.checkpoint import INDEX_SUFFIX
 from shotstream.models.dit import DiTConfig
 from shotstream.models.text import MINILM_FOLDER, TextConfig
 from shotstream.story import CaptionStyle
@@ -32,7 +33,7 @@ class WeightFile:
     """Where one part of a model lies: a path inside a weights folder, and inside a repository of the hub."""
 
     path: str
-    """A file, or "" for the whole folder."""
+    """A file, or "" for the whole folder. A safetensors file may lie there as shards beside its index instead."""
     hub_id: str = ""
     """Empty: the part ships with the package."""
     hub_files: tuple[str, ...] = ()
@@ -170,8 +171,8 @@ def find_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | No
     """Return the local path of one part of a preset, fetching from the hub what is neither local nor in the package.
 
     Looked up in this order: ``folder``; the preset's folder under $SHOTSTREAM_WEIGHTS; the package; the hub. Inside a
-    folder the part may also lie in a sub-folder named like its hub repository. A ``folder`` that is itself a file is
-    the student or the teacher.
+    folder the part may also lie in a sub-folder named like its hub repository, and a safetensors file as shards: their
+    index is returned. A ``folder`` that is itself a file, or the index of one, is the student or the teacher.
 
     Raises: ValueError that says where was looked and how to get the part.
     """
@@ -226,6 +227,9 @@ def _find_in(folder: Path, part: WeightFile) -> Path | None:
         wanted = [pattern for pattern in part.hub_files if "*" not in pattern] or [part.path]
         if all((base / name).is_file() for name in wanted):
             return base / part.path
+        index = base / f"{part.path}{INDEX_SUFFIX}"
+        if part.path.endswith(".safetensors") and index.is_file():
+            return index
     return None
 
 

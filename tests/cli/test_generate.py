@@ -117,6 +117,17 @@ def test_the_command_films_with_the_teacher(tiny_weights: Path, tmp_path: Path) 
     assert films[0].read_bytes() != films[1].read_bytes()
 
 
+def test_the_command_films_with_weights_in_shards(tiny_weights: Path, tiny_engine: Engine, tmp_path: Path) -> None:
+    films = []
+    for shard_bytes in (10**9, 8000):
+        save_dit(tiny_weights / "student.safetensors", tiny_engine.model, dtype=torch.float32, shard_bytes=shard_bytes)
+        films.append(tmp_path / f"{shard_bytes}.mp4")
+        model = ["--preset", "tiny", "--weights", str(tiny_weights)]
+        assert cli.main(["generate", *model, "--shot", "a fox", "--chunks", "1", "-o", str(films[-1])]) == 0
+    assert not (tiny_weights / "student.safetensors").exists()
+    assert films[0].read_bytes() == films[1].read_bytes()
+
+
 def test_what_cannot_be_drawn_is_named_and_filmed_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

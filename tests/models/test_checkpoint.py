@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shotstream.models.attention import SegmentAttention
-from shotstream.models.checkpoint import load_dit, parse_config, save_dit
+from shotstream.models.checkpoint import load_dit, parse_config, read_tensors, save_dit
 from shotstream.models.dit import DiT, DiTConfig
 from shotstream.models.lora import LoRAConfig, inject_lora, lora_parameters, lora_state_dict
 
@@ -74,6 +74,20 @@ def test_shards_are_read_through_their_index(tmp_path: Path, tiny_dit: DiT) -> N
     next(tmp_path.glob("*-00002-of-*")).unlink()
     with pytest.raises(ValueError, match=r"no weights file at .*-00002-of-00002"):
         load_dit(index)
+
+
+def test_what_does_not_fit_one_file_is_written_as_shards(tmp_path: Path, tiny_dit: DiT) -> None:
+    path = tmp_path / "student.safetensors"
+    assert save_dit(path, tiny_dit, dtype=torch.float32) == path
+    index = save_dit(path, tiny_dit, dtype=torch.float32, shard_bytes=20_000, step="7")
+    assert index == tmp_path / "student.safetensors.index.json"
+    assert not path.exists()  # the earlier one, which would be read instead
+    shards = sorted(tmp_path.glob("student-*-of-*.safetensors"))
+    assert len(shards) > 1
+    assert max(len(file.read_bytes()) for file in shards) < 2 * 20_000
+    for name in (path, index):
+        assert same_weights(load_dit(name), tiny_dit)
+        assert read_tensors(name)[1]["step"] == "7"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"x": 3}}'])

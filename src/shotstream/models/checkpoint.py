@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ PREFIXES = ("model.", "base_model.model.")
 SECTIONS = ("generator", "generator_lora")
 EMA_SECTION = "generator_ema"
 INDEX_SUFFIX = ".index.json"
+SHARD_BYTES = 4 * 2**30
+"""Largest file that is written; what is larger is split."""
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 """In the folders of Wan and Diffusers."""
 DIFFUSERS_KEY = ".attn1."
@@ -75,10 +78,14 @@ def read_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors or `.pt` file, or of the shards that an `.index.json` lists, and their metadata.
 
+    The name of a file that lies there as shards is as good as that of their index.
+
     Args: use_ema picks the averaged weights of a `.pt`; mmap leaves a large `.pt` on the disk until it is used.
     Raises: ValueError with the way out when the file is missing, unreadable or needs code to unpickle.
     """
     path = Path(path)
+    if not path.is_file() and _index_of(path).is_file():
+        path = _index_of(path)
     if not path.is_file():
         raise ValueError(f"no weights file at {path}: check the path, or run `shotstream weights` for what is known")
     if path.name.endswith(INDEX_SUFFIX):
@@ -90,12 +97,16 @@ def read_tensors(
         return _read_pickled(path, use_ema, mmap), {}
 
 
-def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index names, beside it. Raises: ValueError if it is no index."""
     with reading(index):
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        shards = [index.with_name(name) for name in names]
+        return [index.with_name(name) for name in names]
+
+
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors, metadata = dict[str, Tensor](), dict[str, str]()
-    for shard in shards:
+    for shard in shards_of(index):
         more, about = read_tensors(shard)
         tensors |= more
         metadata |= about
@@ -300,11 +311,42 @@ def load_dit(
 
 def _weights_in(folder: Path) -> Path:
     """The file of an official folder, or the index of its shards."""
-    index = folder / f"{WEIGHTS_NAME}{INDEX_SUFFIX}"
+    index = _index_of(folder / WEIGHTS_NAME)
     return index if index.is_file() else folder / WEIGHTS_NAME
 
 
-def save_dit(path: Path | str, model: DiT, *, dtype: torch.dtype = torch.bfloat16, **metadata: str) -> None:
-    """Write weights with the resolved config (and e.g. recipe and step) in the metadata."""
+def save_dit(
+    path: Path | str,
+    model: DiT,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    shard_bytes: int = SHARD_BYTES,
+    **metadata: str,
+) -> Path:
+    """Write weights with the resolved config (and e.g. recipe and step) in the metadata.
+
+    What does not fit one file of `shard_bytes` becomes shards beside `<path>.index.json`. Returns what was written: the
+    file, or the index. `load_dit` takes either, and the path in both cases.
+    """
+    path = Path(path)
     tensors = {k: v.detach().to(dtype).contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, path, metadata={"config": json.dumps(asdict(model.config)), **metadata})
+    about = {"config": json.dumps(asdict(model.config)), **metadata}
+    if sum(t.numel() * t.element_size() for t in tensors.values()) > shard_bytes:
+        return _write_shards(path, tensors, about, shard_bytes)
+    save_file(tensors, path, metadata=about)
+    return path
+
+
+def _write_shards(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], shard_bytes: int) -> Path:
+    pattern = f"{path.stem}{{suffix}}{path.suffix}"
+    split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=shard_bytes)
+    for name, keys in split.filename_to_tensors.items():
+        save_file({key: tensors[key] for key in keys}, path.with_name(name), metadata=metadata)
+    index = _index_of(path)
+    index.write_text(json.dumps({"metadata": split.metadata, "weight_map": split.tensor_to_filename}, indent=1))
+    path.unlink(missing_ok=True)  # of an earlier, smaller model: it would be read instead
+    return index
+
+
+def _index_of(path: Path) -> Path:
+    return path.with_name(path.name + INDEX_SUFFIX)

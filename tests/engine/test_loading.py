@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from shotstream.engine import loading
 from shotstream.engine.loading import keep_freed_memory, load, serving_threads, share_one_heap
 
 
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, torch.dtype], None]:
+    """Pretends to be a machine with so many logical CPUs, fast in this dtype."""
+
+    def pretend(logical: int, dtype: torch.dtype) -> None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(logical)), raising=False)
+        monkeypatch.setattr(loading, "default_dtype", lambda device: dtype)
+
+    return pretend
+
+
 @pytest.mark.parametrize(("logical", "threads"), [(1, 1), (2, 1), (4, 2), (8, 4), (64, 4)])
-def test_half_of_the_logical_cpus_make_the_picture(monkeypatch: pytest.MonkeyPatch, logical: int, threads: int) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(logical)), raising=False)
+def test_half_of_the_logical_cpus_make_the_picture_where_bfloat16_is_native(
+    machine: Callable[[int, torch.dtype], None], logical: int, threads: int
+) -> None:
+    machine(logical, torch.bfloat16)
+    assert serving_threads() == threads
+
+
+@pytest.mark.parametrize(("logical", "threads"), [(1, 1), (2, 2), (3, 3), (4, 4), (64, 4)])
+def test_all_logical_cpus_make_the_picture_in_float32(
+    machine: Callable[[int, torch.dtype], None], logical: int, threads: int
+) -> None:
+    machine(logical, torch.float32)
     assert serving_threads() == threads
 
 

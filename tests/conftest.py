@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,3 +144,36 @@ def tiny_engine(tiny_preset: Preset) -> Engine:
     )
     model = DiT(tiny_preset.dit).cast_for_inference(torch.float32)
     return Engine(tiny_preset, model, TinyCodec(codec_config).eval(), WordEncoder())
+
+
+@pytest.fixture
+def engine_on(tiny_engine: Engine) -> Callable[..., Engine]:
+    """The tiny engine once more on another device, prepared as loading does it; its text encoder stays on the CPU."""
+
+    def build(device: torch.device, *, dtype: torch.dtype = torch.float32, kind: type[Engine] = Engine) -> Engine:
+        model = deepcopy(tiny_engine.model).cast_for_inference(dtype).to(device).fuse_for_serving()
+        return kind(tiny_engine.preset, model, deepcopy(tiny_engine.codec).to(device), tiny_engine.text)
+
+    return build
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The GPU, with float32 convolutions in full precision. For tests marked `gpu`, which skip where there is none."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here: run `pytest -m gpu` on a machine that has one")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return torch.device("cuda")
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device other than the CPU on every machine: nothing is computed on `meta`, but what mixes devices raises."""
+    autocast, cpu = torch.autocast, Tensor.cpu
+
+    def known_autocast(kind: str, *more: object, **options: object) -> object:
+        return nullcontext() if kind == "meta" else autocast(kind, *more, **options)
+
+    monkeypatch.setattr(torch, "autocast", known_autocast)
+    monkeypatch.setattr(Tensor, "cpu", lambda x: torch.zeros(x.shape, dtype=x.dtype) if x.is_meta else cpu(x))
+    return torch.device("meta")

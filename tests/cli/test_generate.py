@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
-from shotstream import cli, presets
+from shotstream import cli
 from shotstream.engine import loading
 from shotstream.engine.stream import Engine, TeacherEngine
 from shotstream.generate import describe, film, generate
@@ -83,19 +83,6 @@ def test_the_command_films_shots_given_as_options(loaded: Engine, tmp_path: Path
     arguments = ["--shot", "a fox walks", "--shot", "a fox sleeps", "--steer", "0:1:he stops", "--chunks", "2"]
     assert cli.main(["generate", *arguments, "-o", str(output), "--sheet", str(tmp_path / "s.png")]) == 0
     assert _num_frames(output) == 42
-
-
-@pytest.fixture
-def tiny_weights(tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of weights for a preset "tiny", whose text encoder is that of the tiny engine."""
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    for role in ("student", "teacher"):
-        save_dit(folder / f"{role}.safetensors", tiny_engine.model, dtype=torch.float32)
-    tiny_engine.codec.save(folder / "codec.safetensors")
-    monkeypatch.setattr(presets, "PRESETS", {"tiny": tiny_engine.preset})
-    monkeypatch.setattr(loading, "load_text", lambda *_: tiny_engine.text)
-    return folder
 
 
 def test_the_teacher_is_loaded_with_its_own_number_of_steps(tiny_weights: Path) -> None:

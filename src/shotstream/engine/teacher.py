@@ -103,7 +103,7 @@ class TeacherRollout:
 
     def begin(self, noise: Tensor, captions: CaptionKV) -> None:
         """Sample the open shot, so that `next_chunk` can hand it out."""
-        self._shot = self.sample_shot(noise, captions)
+        self._shot = self.sample_shot(noise.to(self.model.device), captions)  # noise is drawn on the CPU
 
     def next_chunk(self) -> DenoisedChunk:
         """The next chunk of the sampled shot."""

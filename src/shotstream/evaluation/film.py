@@ -117,7 +117,8 @@ def through_codec(shot: FilmedShot, codec: Codec) -> FilmedShot:
     encoder, decoder = codec.new_encoder_state(1), codec.new_decoder_state(1)
     chunks = []
     for chunk in shot.chunks:
-        latents = codec.encode_chunk(from_uint8(torch.from_numpy(chunk)[None]), encoder)
+        pixels = from_uint8(torch.from_numpy(chunk)[None].to(codec.device))
+        latents = codec.encode_chunk(pixels, encoder)
         chunks.append(np.asarray(codec.decode_chunk(latents, decoder)[0].cpu().numpy()))
     return replace(shot, chunks=tuple(chunks))
 

@@ -97,7 +97,9 @@ def summary(found: Nearest) -> dict[str, Any]:
 @torch.no_grad()
 def picture(found: Nearest, codec: Codec, columns: int = 4) -> Pixels:
     """Each sample above the training frame that it comes nearest to."""
-    known = (codec.decode(found.latents[:, None])[:, 0].movedim(1, -1) * 255).round().byte().cpu().numpy()
+    known = (
+        (codec.decode(found.latents[:, None].to(codec.device))[:, 0].movedim(1, -1) * 255).round().byte().cpu().numpy()
+    )
     pairs = np.concatenate([found.samples, known], axis=1)
     blank = np.zeros_like(pairs[:1])
     padded = np.concatenate([pairs, *[blank] * (-len(pairs) % columns)])

@@ -28,6 +28,8 @@ class Codec(Protocol):
     """Turns pixels into normalised latents and back, whole or chunk by chunk, with the same result."""
 
     @property
+    def device(self) -> torch.device: ...
+    @property
     def latent_channels(self) -> int: ...
     @property
     def spatial_stride(self) -> int: ...
@@ -39,7 +41,7 @@ class Codec(Protocol):
         ...
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """uint8 [B, N, H, W, 3], each picture alone, to latents [B, N, C, h, w].
+        """uint8 [B, N, H, W, 3] on any device, each picture alone, to latents [B, N, C, h, w] on the codec's.
 
         A picture gets the first latent of any clip that begins with it.
         """
@@ -68,6 +70,10 @@ class Codec(Protocol):
 class ChunkedCodec(ABC, nn.Module):
     """What any codec that works chunk by chunk can do with whole clips and separate pictures."""
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     @abstractmethod
     def new_encoder_state(self, batch: int = 1) -> Any: ...
 
@@ -91,8 +97,8 @@ class ChunkedCodec(ABC, nn.Module):
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """uint8 [B, N, H, W, 3], each picture alone, to latents [B, N, C, h, w] without gradient."""
-        pixels_BTCHW = from_uint8(frames)
+        """uint8 [B, N, H, W, 3] on any device, each picture alone, to latents [B, N, C, h, w] without gradient."""
+        pixels_BTCHW = from_uint8(frames.to(self.device))  # remembered pictures lie on the CPU
         batch = pixels_BTCHW.shape[0]
         return split_frames(self.encode(pixels_BTCHW.flatten(0, 1).unsqueeze(1)).squeeze(1), batch)
 

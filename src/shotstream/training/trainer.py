@@ -35,6 +35,7 @@ from shotstream.training.distributed import (
     whole,
 )
 from shotstream.training.ema import Ema
+from shotstream.training.muon import Muon
 from shotstream.training.snapshot import SnapshotReader, newest_snapshot, write_snapshot
 from shotstream.training.watch import Watched
 
@@ -64,8 +65,6 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.clip <= 0 or self.warmup_steps < 0:
             raise ValueError(f"need learning_rate > 0, clip > 0, warmup_steps >= 0, got {self}")
-        if self.kind == "muon" and not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"the optimiser muon needs torch 2.9 or later, this is {torch.__version__}: choose adamw")
 
     def rate(self, updates: int, progress: float) -> float:
         """Learning rate after `updates` updates of the network, `progress` in [0, 1] through the run."""
@@ -481,12 +480,7 @@ def _optimisers(network: nn.Module, config: OptimiserConfig) -> list[torch.optim
             f"the optimiser muon needs whole matrices inside blocks; {type(network).__name__} has "
             f"{'sharded ones' if hidden else 'none'}: choose adamw"
         )
-    muon = torch.optim.Muon(
-        list(hidden.values()),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    muon = Muon(list(hidden.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
     return [muon, _adamw([p for name, p in named.items() if name not in hidden], config)]
 
 

@@ -181,3 +181,24 @@ def test_asking_for_two_people_where_there_are_none_is_refused(library: LatentLi
     monkeypatch.setitem(vars(library), "labels", alone)
     with pytest.raises(ValueError, match="encode more stories"):
         Sampler(library, replace(PLAIN, two_people=0.5))
+
+
+def test_shots_of_several_lengths_are_drawn_by_step(library: LatentLibrary):
+    sampler = Sampler(library, replace(PLAIN, lengths=(3, 9, 15)))
+    drawn = [sampler.num_frames(step) for step in range(60)]
+    assert set(drawn) == {3, 9, 15}
+    assert drawn == [Sampler(library, sampler.config).num_frames(step) for step in range(60)]
+    whole = Sampler(library, PLAIN)
+    for step in range(4):
+        short, full = sampler.batch(step, range(2)), whole.batch(step, range(2))
+        frames = drawn[step]
+        assert short.shot_ids.shape == short.caption_ids.shape == (2, 6 + frames)
+        torch.testing.assert_close(short.target, full.target[:, :frames])
+        torch.testing.assert_close(short.weight, full.weight[:, :frames])
+        torch.testing.assert_close(short.context, full.context)
+
+
+@pytest.mark.parametrize("lengths", [(0, 3), (3, 24)])
+def test_a_length_that_no_clip_has_is_refused(lengths: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.21"):
+        SamplerConfig(lengths=lengths)

@@ -31,6 +31,7 @@ from shotstream.training.causal_init import (
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
 from shotstream.training.distill import CRITIC, GENERATOR, DistillConfig, DistillStage, InterShotStage
 from shotstream.training.losses import dmd_loss
+from shotstream.training.teacher import FlowConfig, TeacherStage
 from shotstream.training.trainer import OptimiserConfig, Trainer, TrainerConfig
 
 TIMESTEPS = (1000.0, 900.0, 750.0, 500.0)
@@ -283,3 +284,35 @@ def test_the_teacher_judges_with_what_noise_it_was_given(library: LatentLibrary)
     assert sigma.max() <= 0.98
     assert stage.gradient(batch.data, clean, noise, sigma).abs().max() == 0
     assert add_noise(clean, noise, sigma).shape == clean.shape
+
+
+def test_every_stage_but_the_walks_learns_from_shots_of_several_lengths(library: LatentLibrary, tmp_path: Path):
+    clips = replace(SHOTS, captions_only=False, lengths=(2, 4, 6))
+    several, shots = Sampler(library, clips), Sampler(library, replace(clips, captions_only=True))
+    seen = {several.num_frames(step) for step in range(8)}
+    assert len(seen) > 1
+    distill = DistillConfig(rollout=ROLLOUT, critic_warmup=2)
+    stages = {
+        "teacher": TeacherStage(lively(1), several, FlowConfig()),
+        "causal": RealCausalStage(lively(1), CausalConfig(timesteps=TIMESTEPS, chunk_frames=2), sampler=several),
+        "distill": DistillStage(lively(1), lively(2), lively(3), distill, shots),
+    }
+    for name, stage in stages.items():
+        rates = {network: OptimiserConfig() for network in stage.networks}
+        config = TrainerConfig(
+            out=str(tmp_path / name), batch_size=2, precision="float32", device="cpu", optimisers=rates
+        )
+        trainer = Trainer(stage, config)
+        for _ in range(8):
+            assert trainer.train_step()["loss"].isfinite()
+    with pytest.raises(ValueError, match="walks are made of whole shots"):
+        InterShotStage(
+            *(lively(i) for i in range(3)), replace(distill, critic_warmup=0), shots, codec=None, walk_shots=2
+        )
+
+
+def test_half_a_chunk_is_refused(library: LatentLibrary):
+    stage = distill_stage(library)
+    stage.sampler = Sampler(library, replace(SHOTS, target_frames=5))
+    with pytest.raises(ValueError, match="a shot must be chunks of 2 frames, at most 6: 5"):
+        stage.make(stage.batch(0, range(1)))

@@ -25,7 +25,17 @@ from shotstream.models.checkpoint import load_dit
 from shotstream.models.dit import DiTConfig
 from shotstream.presets import STORYWORLD
 from shotstream.recipes import watching
-from shotstream.recipes.runs import build_dit, compile_blocks, parser, precision_of, start, train, with_flags
+from shotstream.recipes.runs import (
+    add_frames_flag,
+    build_dit,
+    compile_blocks,
+    parser,
+    precision_of,
+    start,
+    train,
+    with_flags,
+    with_frames,
+)
 from shotstream.recipes.watching import WatchConfig, watch_student
 from shotstream.training.causal_init import (
     CausalConfig,
@@ -152,10 +162,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("part", choices=("real", "pairs", "ode"))
     flags.add_argument("--guidance", type=float, help="pairs: of the teacher; real: what the student imitates; 1: none")
     flags.add_argument("--own-history", type=float, help="real: share of steps whose history the student draws itself")
-    flags.add_argument("--frames", type=int, help="real: latent frames of a shot, from its opening; default: all")
+    add_frames_flag(flags)
     flags.add_argument("--two-people", type=float, help="real: share of samples from shots of two people alone")
     flags.add_argument("--count", type=int, default=600, help="trajectories")
     given = flags.parse_args(arguments)
+    if given.frames is not None and given.part != "real":
+        flags.error(
+            "--frames is for `real`: trajectories are of whole shots, whose beginnings a causal student sees alike"
+        )
     start(given)
     with joined() as world:
         if given.part != "pairs":
@@ -168,8 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 recipe = replace(recipe, causal=replace(recipe.causal, own_history=given.own_history))
             if given.part == "real" and given.two_people is not None:
                 recipe = replace(recipe, sampler=replace(recipe.sampler, two_people=given.two_people))
-            if given.part == "real" and given.frames is not None:
-                recipe = replace(recipe, sampler=replace(recipe.sampler, target_frames=given.frames))
+            recipe = replace(recipe, sampler=with_frames(recipe.sampler, given.frames))
             run(recipe, world)
             return 0
         if given.init is None:

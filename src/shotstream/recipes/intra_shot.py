@@ -17,7 +17,7 @@ from shotstream.models.dit import DiT
 from shotstream.models.lora import LoRAConfig
 from shotstream.presets import STORYWORLD
 from shotstream.recipes import watching
-from shotstream.recipes.runs import parser, start, train, with_flags
+from shotstream.recipes.runs import add_frames_flag, parser, start, train, with_flags, with_frames
 from shotstream.recipes.watching import WatchConfig, watch_student
 from shotstream.training.causal_init import CausalConfig, OdeStage, PairStore
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
@@ -107,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watching.add_flags(flags)
     flags.add_argument("--teacher", required=True, help="the teacher's weights")
     flags.add_argument("--critic", help="the critic's weights; without it, it starts as the teacher")
+    add_frames_flag(flags)
     flags.add_argument("--guidance", type=float, help="of the teacher, additive")
     flags.add_argument("--critic-warmup", type=int, help="critic updates before the first of the generator")
     flags.add_argument("--pairs", help="teacher trajectories, whose regression is added to the generator's loss")
@@ -121,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = replace(
         recipe, distill=distill, critic=given.critic, pairs=given.pairs, trainer=with_flags(recipe.trainer, given)
     )
+    recipe = replace(recipe, sampler=with_frames(recipe.sampler, given.frames))
     with joined() as world:
         run(replace(recipe, seed=given.seed or 0, watch=watching.from_flags(given)), world)
     return 0

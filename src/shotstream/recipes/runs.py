@@ -19,7 +19,7 @@ from shotstream.engine.loading import default_precision
 from shotstream.models.checkpoint import load_dit, load_strictly, merge_lora, plain_names, save_dit, split_lora
 from shotstream.models.dit import DiT, DiTConfig
 from shotstream.models.lora import LoRALinear
-from shotstream.training.data import LatentLibrary
+from shotstream.training.data import LatentLibrary, SamplerConfig
 from shotstream.training.distributed import World, whole
 from shotstream.training.trainer import Outcome, Stage, Trainer, TrainerConfig, to_json
 from shotstream.training.watch import Watcher
@@ -50,6 +50,23 @@ def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentPa
     flags.add_argument("--compile", action="store_true", help="torch.compile the network (not for distillation)")
     flags.add_argument("--image-every", type=int, help="steps between pictures in TensorBoard")
     return flags
+
+
+def add_frames_flag(flags: argparse.ArgumentParser) -> None:
+    """The flag whose value `with_frames` takes."""
+    flags.add_argument(
+        "--frames",
+        type=lambda text: tuple(int(number) for number in text.split(",")),
+        metavar="N[,N...]",
+        help="latent frames of a shot, from its opening; of several numbers each step draws one; default: all",
+    )
+
+
+def with_frames(config: SamplerConfig, frames: tuple[int, ...] | None) -> SamplerConfig:
+    """Samples of the lengths that `--frames` asks for."""
+    if frames is None:
+        return config
+    return replace(config, target_frames=max(frames), lengths=frames if len(frames) > 1 else ())
 
 
 def start(arguments: argparse.Namespace) -> None:

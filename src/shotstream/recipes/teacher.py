@@ -18,7 +18,16 @@ from typing import Literal, get_args
 from shotstream.models.dit import DiTConfig
 from shotstream.presets import STORYWORLD
 from shotstream.recipes import watching
-from shotstream.recipes.runs import build_dit, compile_blocks, parser, start, train, with_flags
+from shotstream.recipes.runs import (
+    add_frames_flag,
+    build_dit,
+    compile_blocks,
+    parser,
+    start,
+    train,
+    with_flags,
+    with_frames,
+)
 from shotstream.recipes.watching import WatchConfig, watch_teacher
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
 from shotstream.training.distributed import World, joined
@@ -82,6 +91,7 @@ def run(recipe: TeacherRecipe, world: World | None = None) -> Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
     watching.add_flags(flags)
+    add_frames_flag(flags)
     flags.add_argument("part", choices=get_args(Part))
     flags.add_argument("--two-people", type=float, default=0.0, help="share of samples from shots of two people alone")
     given = flags.parse_args(arguments)
@@ -89,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = config(given.part, data=given.data, out=given.out)
     recipe = replace(recipe, sampler=replace(recipe.sampler, two_people=given.two_people))
     recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
+    recipe = replace(recipe, sampler=with_frames(recipe.sampler, given.frames))
     recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))
     with joined() as world:
         run(recipe, world)

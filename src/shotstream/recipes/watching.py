@@ -86,7 +86,7 @@ def _held(sampler: Sampler, config: WatchConfig, samples: SamplerConfig) -> Samp
     library = sampler.library
     if config.heldout is not None:
         library = LatentLibrary(config.heldout, text_length=library.text_length)
-    quiet = replace(samples, drop_text=0.0, drop_context=0.0, random_context=0.0, context_noise=0.0)
+    quiet = replace(samples, drop_text=0.0, drop_context=0.0, random_context=0.0, context_noise=0.0, lengths=())
     return Sampler(library, replace(quiet, empty_context_captions=0.0), ("watch",), sampler.device)
 
 

@@ -212,6 +212,9 @@ class SamplerConfig:
     """0 trains on targets alone."""
     target_frames: int = 21
     """Leading latent frames of a clip; ignored for singles."""
+    lengths: tuple[int, ...] = ()
+    """If given, the clips of a step all have one of these numbers of leading frames, drawn for each step: in serving a
+    shot ends when its director cuts."""
     singles: int = 0
     """If positive, this many independent single frames of the target shot instead of a clip."""
     captions_only: bool = False
@@ -239,6 +242,10 @@ class SamplerConfig:
     important_share: float = 0.15
     """Their share of a frame's weight where they are few: a face in a wide shot is four cells of 240."""
     largest_weight: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.lengths and not 1 <= min(self.lengths) <= max(self.lengths) <= self.target_frames:
+            raise ValueError(f"lengths must lie in 1..{self.target_frames}, the frames of a clip, got {self.lengths}")
 
 
 class Plan(NamedTuple):
@@ -333,19 +340,26 @@ class Sampler:
     def batch(self, step: int, samples: Sequence[int]) -> Batch:
         """The samples with these numbers of a step."""
         plans, noises = [], []
+        frames = self.num_frames(step)
         for sample in samples:
             rng = generator_at(*self.address, step, sample)
-            plans.append(self.plan(rng))
+            plans.append(self.plan(rng, frames))
             noises.append(self._context_noise(rng))
         return self.assemble(plans, noises)
 
-    def plan(self, rng: np.random.Generator) -> Plan:
-        """Choose one sample."""
+    def num_frames(self, step: int) -> int:
+        """Latent frames of a step's clips: one number for all its samples, whichever process draws them."""
+        if not self.config.lengths:
+            return self.config.target_frames
+        return int(generator_at(*self.address, "length", step).choice(self.config.lengths))
+
+    def plan(self, rng: np.random.Generator, frames: int | None = None) -> Plan:
+        """Choose one sample. A clip has `frames` latent frames, None: as many as the config says at most."""
         if self.config.singles and not self.config.context_frames:
             return self._lone_frames(rng)
         which = self._pick_target(rng)
         story, shot = (int(v) for v in self._targets[which])
-        target, captions = self._target(rng, which, story, shot)
+        target, captions = self._target(rng, which, story, shot, frames or self.config.target_frames)
         context = self._context(rng, story, shot)
         forgotten = rng.random() < self.config.drop_all
         if forgotten:
@@ -374,11 +388,10 @@ class Sampler:
         return int(rng.choice(group))
 
     def _target(
-        self, rng: np.random.Generator, which: int, story: int, shot: int
+        self, rng: np.random.Generator, which: int, story: int, shot: int, frames: int
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if not self.config.singles:
-            frames = range(self.config.target_frames)
-            captions = tuple(int(self._captions[which][chunk_of_latent(f)]) for f in frames)
+            captions = tuple(int(self._captions[which][chunk_of_latent(f)]) for f in range(frames))
             return () if self.config.captions_only else (which,), captions
         rows = [row for (_, roundtrip), row in self._rows[story, shot].items() if not roundtrip]
         chosen = rng.choice(rows, self.config.singles, replace=len(rows) < self.config.singles)
@@ -449,8 +462,9 @@ class Sampler:
 
     def _target_latents(self, plans: Sequence[Plan]) -> tuple[Tensor, Tensor]:
         """[B, F, C, h, w] latents and [B, F, h, w] marks of what matters most."""
+        frames = len(plans[0].target_captions)
         if self.config.captions_only:
-            zeros = torch.zeros(len(plans), self.config.target_frames, *self.library.latent_shape)
+            zeros = torch.zeros(len(plans), frames, *self.library.latent_shape)
             return zeros, zeros[:, :, 0].bool()
         table = self.library.frame if self.config.singles else self.library.clip
         rows = [row for plan in plans for row in plan.target]
@@ -458,7 +472,6 @@ class Sampler:
         if self.config.singles:
             shape = (len(plans), self.config.singles)
             return latents.float().view(*shape, *latents.shape[1:]), important.view(*shape, *important.shape[1:])
-        frames = self.config.target_frames
         return latents[:, :frames].float(), important[:, :frames]
 
     def _context_latents(self, plans: Sequence[Plan], noises: Sequence[Tensor | None]) -> Tensor:

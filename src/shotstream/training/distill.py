@@ -75,10 +75,6 @@ class DistillConfig:
         return self.rollout.slab.window_frames
 
     @property
-    def num_chunks(self) -> int:
-        return self.rollout.slab.window_chunks
-
-    @property
     def rollouts_per_round(self) -> int:
         """Rollouts between two generator updates: each serves two critic steps, the first also the generator."""
         return -(-self.critic_steps // 2)
@@ -141,17 +137,26 @@ class RolloutNoise:
 def roll_out(
     student: DiT, config: RolloutConfig, data: Batch, noise: RolloutNoise, last_pass: int
 ) -> tuple[Rollout, Made]:
-    """Make a whole shot as serving does. Returns the rollout with its caches full, and what it made."""
+    """Make a shot of as many frames as the data's as serving does. Returns the rollout with its caches full, and what
+    it made. Raises ValueError if that is no number of whole chunks inside the window."""
+    num_chunks = _whole_chunks(data, config)
     captions = student.encode_captions(data.text)
     height, width = data.context.shape[-2:]
     rollout = Rollout(student, config, latent_height=height, latent_width=width, batch=len(data.context))
     rollout.open_shot(remembered_context(data, captions))
     shape = (config.slab.chunk_frames, *data.context.shape[2:])
     chunks = []
-    for index in range(config.slab.window_chunks):
+    for index in range(num_chunks):
         own = chunk_captions(data, captions, index, config)
         chunks.append(rollout.next_chunk(own, noise.of_chunk(index, shape), exit_step=last_pass))
     return rollout, Made(torch.cat([c.clean for c in chunks], dim=1), tuple(c.noisy for c in chunks), last_pass)
+
+
+def _whole_chunks(data: Batch, config: RolloutConfig) -> int:
+    frames, slab = data.shot_ids.shape[1] - data.context.shape[1], config.slab
+    if frames % slab.chunk_frames or not 0 < frames <= slab.window_frames:
+        raise ValueError(f"a shot must be chunks of {slab.chunk_frames} frames, at most {slab.window_frames}: {frames}")
+    return frames // slab.chunk_frames
 
 
 def chunk_captions(data: Batch, captions: CaptionKV, chunk: int, config: RolloutConfig) -> CaptionKV:
@@ -239,13 +244,13 @@ class DistillStage:
     def _generator_losses(self, batch: ShotBatch, rollout: Rollout, made: Made, step: int) -> Iterator[Loss]:
         noise, sigma = self._comparison(step, batch.samples, made.clean)
         gradient = self.gradient(batch.data, made.clean, noise, sigma)
-        frames = self.config.rollout.slab.chunk_frames
-        for chunk in range(self.config.num_chunks):
+        frames, num_chunks = self.config.rollout.slab.chunk_frames, len(made.noisy)
+        for chunk in range(num_chunks):
             part = gradient[:, chunk * frames : (chunk + 1) * frames]
             own = self.replay(batch, rollout, made, chunk)
             # A mean over the shot is the mean over a chunk times the chunk's share.
-            value = dmd_loss(own, part).mean() / self.config.num_chunks
-            yield Loss(value, {"generator/gradient": part.abs().mean() / self.config.num_chunks})
+            value = dmd_loss(own, part).mean() / num_chunks
+            yield Loss(value, {"generator/gradient": part.abs().mean() / num_chunks})
 
     def _critic_loss(self, batch: ShotBatch, clean: Tensor, step: int) -> Loss:
         noise, sigma = self._comparison(step, batch.samples, clean)
@@ -307,6 +312,10 @@ class InterShotStage(DistillStage):
         if self.config.critic_warmup or self.config.rollouts_per_round < 2:
             raise ValueError(
                 "inter-shot distillation goes on with a trained critic: critic_warmup 0, critic_steps >= 3"
+            )
+        if self.sampler.config.lengths:
+            raise ValueError(
+                "walks are made of whole shots, of which memory asks for the last frame: leave out lengths"
             )
         self._stories = stories_with(self.sampler.library, self.walk_shots)
         shot_frames = self.sampler.config.shot_frames

@@ -85,6 +85,49 @@ def test_streaming_decode_of_taehv_equals_one_shot(taehv: Taehv, parts: tuple[in
     assert levels.abs().max() <= 1
 
 
+@pytest.fixture(scope="module")
+def wide() -> tuple[TinyCodec, TinyCodec]:
+    """A codec as wide as fast convolutions want it, plain and prepared for serving."""
+    config = replace(SMALL, encoder_widths=(16, 16, 128), decoder_widths=(128, 128, 16))
+    plain, fast = awake(TinyCodec(config)), awake(TinyCodec(config))
+    assert isinstance(plain, TinyCodec)
+    assert isinstance(fast, TinyCodec)
+    return plain, fast.prepare_for_serving()
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (32, 48)])
+def test_what_is_prepared_for_serving_equals_the_plain_codec(
+    wide: tuple[TinyCodec, TinyCodec], height: int, width: int
+) -> None:
+    """Also where pictures do not split into the squares of the fast convolutions, as 2x3 cells do not."""
+    plain, fast = wide
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 3, 4, height // 16, width // 16, generator=generator)
+    pixels = torch.rand(1, 5, 3, height, width, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(fast.decode(latents), plain.decode(latents), atol=1e-5, rtol=0)
+        torch.testing.assert_close(fast.encode(pixels), plain.encode(pixels), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_streaming_decode_equals_one_shot_in_a_codec_that_is_prepared_for_serving(
+    wide: tuple[TinyCodec, TinyCodec],
+) -> None:
+    _, fast = wide
+    latents = torch.randn(1, 5, 4, 4, 8, generator=torch.Generator().manual_seed(1))
+    whole, state = fast.decode(latents), fast.new_decoder_state()
+    streamed = torch.cat([fast.decode_raw(part, state) for part in latents.split([2, 3], dim=1)], dim=1)
+    torch.testing.assert_close(streamed.clamp(0, 1), whole, atol=1e-5, rtol=0)
+    assert (decode_in_parts(fast, latents, (1, 4)).int() - to_uint8(whole).int()).abs().max() <= 1
+
+
+def test_a_codec_that_is_prepared_for_serving_gives_the_plain_gradient(wide: tuple[TinyCodec, TinyCodec]) -> None:
+    plain, fast = wide
+    latents = torch.randn(1, 2, 4, 4, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    gradients = [torch.autograd.grad(codec.decode(latents).sum(), latents)[0] for codec in (plain, fast)]
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("parts", [(1, 4, 4, 4, 4), (5, 12), (9, 8), (17,)])
 def test_streaming_encode_equals_one_shot(codec: TinyCodec, parts: tuple[int, ...]) -> None:
     pixels, state = clip(17), codec.new_encoder_state()

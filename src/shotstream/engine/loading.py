@@ -147,7 +147,7 @@ def load_codec(preset: Preset, weights: str | Path | None, device: torch.device,
     else:
         from shotstream.models.tiny_codec import TinyCodec
 
-        codec = TinyCodec.load(path, dtype=dtype)
+        codec = TinyCodec.load(path, dtype=dtype).to(device).prepare_for_serving()
     _check_codec(codec, preset, path)
     return codec.to(device)
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from shotstream.models.checkpoint import load_strictly, read_ours, reading
 from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, split_frames
+from shotstream.models.winograd import WinogradConv
 
 FORMAT = "shotstream.tiny_codec.1"
 
@@ -104,15 +105,18 @@ class MemoryBlock(nn.Module):
         # A block starts as the identity: deep stacks then train at once.
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+        self.fast_convs: tuple[WinogradConv, WinogradConv] | None = None
 
     def forward(self, x_NCHW: Tensor, state: TinyCodecState, name: str) -> Tensor:
         # Fresh results are overwritten where no gradient needs them: half of the time outside convolutions is spent on
         # moving memory.
         spare = not torch.is_grad_enabled()
+        fast = self.fast_convs if spare and WinogradConv.fits(x_NCHW) else None
+        conv_in, conv_out = fast or (self.conv_in, self.conv_out)
         a_NCHW = F.silu(self.norm(x_NCHW), inplace=spare)
-        h_NCHW = self.conv_in(a_NCHW)
+        h_NCHW = conv_in(a_NCHW)
         _add_previous(h_NCHW.permute(0, 2, 3, 1), self.memory(a_NCHW.permute(0, 2, 3, 1)), state, name)
-        out: Tensor = self.conv_out(F.silu(h_NCHW, inplace=spare)).add_(x_NCHW)
+        out: Tensor = conv_out(F.silu(h_NCHW, inplace=spare)).add_(x_NCHW)
         return out
 
 
@@ -329,6 +333,17 @@ class TinyCodec(ChunkedCodec):
 
     def denormalise(self, latents_BFCHW: Tensor) -> Tensor:
         return latents_BFCHW * self.latent_sd.float().view(-1, 1, 1) + self.latent_mean.float().view(-1, 1, 1)
+
+    def prepare_for_serving(self) -> TinyCodec:
+        """Give blocks the fast twins of their convolutions where they measured faster. Returns self.
+
+        On the final device, for weights that change no more. Only used without gradient. On a CPU with AVX2 only the
+        shipped codec then takes 0.82 of the time for a chunk, 0.79 for six pictures and 0.88 for one, and 92 MB more.
+        """
+        for block in self.modules():
+            if isinstance(block, MemoryBlock) and WinogradConv.worth_it(block.conv_in):
+                block.fast_convs = (WinogradConv(block.conv_in), WinogradConv(block.conv_out))
+        return self
 
     def set_latent_statistics(self, mean: Tensor, sd: Tensor) -> None:
         """Put measured statistics of the raw latents ([C] each) into the config, in place."""

@@ -48,10 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if options.traceback:
             raise
-        message = " ".join(str(error).split())
-        sys.stderr.write(f"shotstream: error: {message}\n")
+        sys.stderr.write(f"shotstream: error: {_one_line(error)}\n")
         return BAD_INPUT
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,9 +192,10 @@ def _bench(options: argparse.Namespace, _: list[str]) -> None:
     from shotstream import bench
 
     load = os.getloadavg()[0]
+    engine = _load_engine(options)
     if warning := bench.busy_warning(load):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
-    result = bench.measure(_load_engine(options), seconds=options.seconds, load_average=load, seed=options.seed)
+    result = bench.measure(engine, seconds=options.seconds, load_average=load, seed=options.seed)
     Console().print(bench.table(result))
     print(result.to_json())
 

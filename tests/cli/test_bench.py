@@ -88,3 +88,13 @@ def test_the_shipped_model_runs_where_the_renderer_is_missing(arguments: list[st
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_bad_input_is_one_line_on_a_busy_machine_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (50.0, 50.0, 50.0))
+    assert cli.main(["bench", "--preset", "nope"]) == 2
+    error = capsys.readouterr().err
+    assert "unknown preset 'nope'" in error
+    assert error.count("\n") == 1

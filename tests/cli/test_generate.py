@@ -160,7 +160,7 @@ def test_the_same_seed_gives_the_same_file(loaded: Engine, tmp_path: Path) -> No
     [
         (["--shot", " "], "a shot needs a caption"),
         ([], "at least one shot"),
-        (["missing.yaml"], "No such file"),
+        (["missing.yaml"], "error: missing.yaml: No such file"),
         (["--shot", "x", "--preset", "nope"], "unknown preset 'nope'"),
         (["--shot", "x", "--weights", "missing"], "no weights at missing"),
         (["--shot", "x", "--weights", "."], "holds no weights of preset storyworld"),
@@ -208,6 +208,14 @@ def test_weights_of_another_shape_are_refused(
     assert cli.main(["generate", "--shot", "x", "--weights", str(tmp_path), "-o", str(tmp_path / "a.mp4")]) == 2
     error = capsys.readouterr().err
     assert "not of preset storyworld: dim is 32, expected 256" in error
+    assert error.count("\n") == 1
+
+
+def test_a_codec_in_place_of_the_student_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _small_codec().save(tmp_path / "student.safetensors")
+    assert cli.main(["generate", "--shot", "x", "--weights", str(tmp_path), "-o", str(tmp_path / "a.mp4")]) == 2
+    error = capsys.readouterr().err
+    assert "does not say dim, num_layers: is it that of a DiT?" in error
     assert error.count("\n") == 1
 
 

@@ -8,6 +8,7 @@ split into shards beside an index. Pickled code is never run.
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -131,7 +132,13 @@ def read_ours(path: Path | str, format: str) -> tuple[dict[str, Tensor], dict[st
 
 
 def _read_pickled(path: Path, use_ema: bool, mmap: bool) -> dict[str, Tensor]:
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:  # its text tells to run the code in the file
+        raise ValueError(
+            f"cannot read weights from {path}: it holds no tensors alone, and code in it is never run: pass a "
+            "safetensors file, or the published .pt or .pth"
+        ) from error
     section = _section(content, path, use_ema) if isinstance(content, dict) else content
     if not isinstance(section, dict):
         raise ValueError(f"{path} holds a {type(section).__name__}, expected a dict of tensors")
@@ -257,6 +264,8 @@ def _config_from(raw: dict[str, Any]) -> DiTConfig:
         known |= {"num_heads": heads, "dim": heads * raw["attention_head_dim"]}
     fields = {k: v for k, v in known.items() if k in DiTConfig.__dataclass_fields__}
     fields["patch_size"] = tuple(fields.get("patch_size", (1, 2, 2)))
+    if unsaid := sorted({"dim", "num_layers"} - fields.keys()):  # the defaults are those of a model of 6 GB
+        raise ValueError(f"it does not say {', '.join(unsaid)}: is it that of a DiT?")
     return DiTConfig(**fields)
 
 

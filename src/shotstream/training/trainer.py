@@ -513,7 +513,11 @@ def _load_optimisers(
             prefix = f"optimiser/{name}/{keys[p]}/"
             parts = {part: reader.read(prefix + part, None if part == "step" else p) for part in reader.names(prefix)}
             if parts:
-                optimiser.state[p] = {part: v if part == "step" else v.to(p.device) for part, v in parts.items()}
+                # In the weight's own memory order, which files do not keep: mixed orders cost time at every update.
+                optimiser.state[p] = {
+                    part: v if part == "step" else torch.empty_like(p, dtype=v.dtype).copy_(v)
+                    for part, v in parts.items()
+                }
 
 
 def to_json(value: Any) -> Any:

@@ -25,7 +25,7 @@ from shotstream.engine.cache import SlabConfig
 from shotstream.engine.rollout import RolloutConfig
 from shotstream.engine.teacher import TeacherConfig
 from shotstream.models.dit import DiT
-from shotstream.models.tiny_codec import TinyCodecConfig
+from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
 from shotstream.training.causal_init import (
     CausalConfig,
     OdeStage,
@@ -35,8 +35,8 @@ from shotstream.training.causal_init import (
     make_pairs,
     teacher_states,
 )
-from shotstream.training.codec import CodecTrainConfig, CodecTrainer, heldout_clips, measure
-from shotstream.training.codec_data import CodecDataConfig, ShapesSource
+from shotstream.training.codec import CodecLossConfig, CodecStage, heldout_clips, measure, start_linear
+from shotstream.training.codec_data import CodecDataConfig, CropSampler, ShapesSource
 from shotstream.training.data import Batch, LatentLibrary, Sampler, SamplerConfig
 from shotstream.training.distill import (
     CRITIC,
@@ -82,8 +82,7 @@ class Miniature:
     held_out_pairs: PairStore
 
 
-def _run(stage: Stage, out: Path, steps: int, **optimisers: OptimiserConfig) -> Trainer:
-    batch = 32
+def _run(stage: Stage, out: Path, steps: int, batch: int = 32, **optimisers: OptimiserConfig) -> Trainer:
     config = TrainerConfig(
         out=str(out),
         steps=steps,
@@ -146,19 +145,16 @@ def test_the_codec_beats_a_grey_picture_and_its_linear_start(tmp_path: Path):
     shapes = ShapesSource(height=32, width=48)
     sizes = {"encoder_widths": (32, 32, 32), "decoder_widths": (32, 32, 32)}
     depths = {"encoder_blocks": (1, 1, 1), "decoder_blocks": (1, 1, 1)}
-    config = CodecTrainConfig(
-        codec=TinyCodecConfig(latent_channels=16, **sizes, **depths),
-        data=CodecDataConfig(crop_sides=(32,), clip_frames=(1, 5), pool=6, pixel_budget=8 * 5 * 32 * 32),
-        learning_rate=2e-3,
-        warmup_steps=4,
-    )
-    trainer, clips = CodecTrainer(config, shapes, shapes, tmp_path), heldout_clips(shapes, 4, 5)
-    trainer.start_fresh()
-    linear = measure(trainer.codec, clips)[0]["psnr_clip"]
-    for _ in range(40):
-        trainer.train_step()
+    codec = TinyCodec(TinyCodecConfig(latent_channels=16, **sizes, **depths))
+    start_linear(codec, shapes)
+    clips = heldout_clips(shapes, 4, 5)
+    linear = measure(codec, clips)[0]["psnr_clip"]
+    data = CodecDataConfig(crop_sides=(32,), clip_frames=(1, 5), sample_pixels=5 * 32 * 32)
+    stage = CodecStage(codec, CropSampler(shapes, data, 0), CodecLossConfig(), torch.device("cpu"), crop_steps=36)
+    fast = OptimiserConfig(learning_rate=2e-3, warmup_steps=4, schedule="cosine")
+    _run(stage, tmp_path, 40, batch=8, model=fast)
     grey = 10 * np.log10(255**2 / np.mean([clip.frames.astype(float).var() for clip in clips]))
-    trained = measure(trainer.codec, clips)[0]["psnr_clip"]
+    trained = measure(codec, clips)[0]["psnr_clip"]
     assert trained > max(linear, grey + 6)
 
 

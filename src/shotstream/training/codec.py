@@ -1,60 +1,43 @@
-"""Training of a tiny codec: reconstruction on crops, then on full frames; time-boxed and resumable.
+"""Training of a tiny codec: reconstruction on crops, then on whole frames, and what it is worth afterwards.
 
-The learning rate follows the share of the time budget that is spent, so a run ends when it was meant to, however busy
-the machine is. Batches and noise depend on (seed, step) alone; elapsed time, weights, optimiser and averaged weights
-are in the checkpoint.
+B batch, N crops, T pixel frames, F latent frames, C channels, H W pixels, h w latent cells.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import logging
 import math
-import os
-import time
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from shotstream.engine.loading import default_dtype
 from shotstream.models.codec import from_uint8
-from shotstream.models.tiny_codec import Down, TinyCodec, TinyCodecConfig, Up
-from shotstream.training.codec_data import (
-    BatchMaker,
-    ClipSource,
-    CodecBatch,
-    CodecDataConfig,
-    SourceClip,
-    box_mask,
-    motion_mask,
-)
+from shotstream.models.tiny_codec import Down, TinyCodec, Up
+from shotstream.training.codec_data import ClipSource, CropSampler, SourceClip, box_mask, motion_mask
+from shotstream.training.randomness import generator_at, normal
+from shotstream.training.trainer import Loss
+from shotstream.training.watch import Watched
 
-log = logging.getLogger(__name__)
+Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+"""Frames of a clip and what the codec makes of them, [T, H, W, 3] each."""
+
+MEASURED_CROPS, MEASURED_FRAMES = 16, 5
+"""On how much the latents' sizes are measured while training."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CodecTrainConfig:
-    """One run, resolved; saved with every checkpoint."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecLossConfig:
+    """What a codec is asked for."""
 
-    codec: TinyCodecConfig = field(default_factory=TinyCodecConfig)
-    data: CodecDataConfig = field(default_factory=CodecDataConfig)
-    minutes: float = 45.0
-    seed: int = 0
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 4e-5
-    warmup_steps: int = 40
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 1e-4
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.998
     edge_weight: float = 0.5
     """Of the difference of neighbouring pixels' differences, beside the plain absolute error."""
     square_weight: float = 1.0
@@ -62,191 +45,133 @@ class CodecTrainConfig:
     latent_noise: float = 0.2
     """Largest sd, in units of each channel's own, of the noise put on latents before decoding."""
     clean_share: float = 0.25
-    """Share of clips whose latents get no noise."""
-    full_frame_share: float = 0.12
-    """Last share of the time in which nothing is cropped: group norm sees other statistics in crops."""
-    freeze_encoder: bool = False
-    evaluate_minutes: float = 5.0
-    checkpoint_minutes: float = 3.0
-    evaluation_clips: int = 8
-    evaluation_frames: int = 17
-
-    def __post_init__(self) -> None:
-        stride = self.codec.spatial_stride
-        bad = [side for side in self.data.crop_sides if side % stride]
-        if bad or self.minutes <= 0:
-            raise ValueError(f"crop sides {bad} must be multiples of {stride}, and minutes positive ({self.minutes})")
-
-    def learning_rate_at(self, progress: float, step: int) -> float:
-        """Cosine over the time spent (progress in [0, 1]) with a short linear start."""
-        span = self.learning_rate - self.final_learning_rate
-        cosine = self.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        return cosine * min(1.0, (step + 1) / self.warmup_steps)
+    """Share of crops whose latents get no noise."""
+    measure_every: int = 50
+    """Steps between two measurements of each channel's sd."""
 
 
-class CodecTrainer:
-    """Holds everything a run needs to go on: `run()` until the time is spent."""
+class NoisyCodec(nn.Module):
+    """A codec as it is trained: with noise on the latents between its halves."""
 
-    def __init__(self, config: CodecTrainConfig, source: ClipSource, heldout: ClipSource, out: Path) -> None:
-        torch.manual_seed(config.seed)
-        self.config, self.source, self.heldout, self.out = config, source, heldout, out
-        self.codec = TinyCodec(config.codec)
-        self.ema = copy.deepcopy(self.codec).requires_grad_(False)
-        if config.freeze_encoder:
-            self.codec.encoder.requires_grad_(False)
-        trainable = [p for p in self.codec.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            trainable, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
-        # Running statistics of the raw latents, for noise in units of each channel's sd.
-        self.latent_mean = self.codec.latent_mean.clone()
-        self.latent_variance = self.codec.latent_sd.square()
-        self.batches = BatchMaker(source, config.data, config.seed)
-        self.step, self.elapsed_s = 0, 0.0
-        self.history: list[dict[str, float]] = []
+    latent_sd: Tensor
+    """[C] of the raw latents as they are now; in the state dict, so that a run goes on with it."""
 
-    # -- state ---------------------------------------------------------------------------------------------------------
+    def __init__(self, codec: TinyCodec) -> None:
+        super().__init__()
+        self.codec = codec
+        self.register_buffer("latent_sd", codec.latent_sd.float().clone())
 
-    def start_from(self, codec: TinyCodec) -> None:
-        """Begin with given weights and latent statistics (their shapes must be those of this run's codec)."""
-        for mine in (self.codec, self.ema):
-            mine.load_state_dict(codec.state_dict())
-            mine.set_latent_statistics(codec.latent_mean, codec.latent_sd)
-        self.latent_mean, self.latent_variance = codec.latent_mean.clone(), codec.latent_sd.square()
+    def forward(self, pixels_NTCHW: Tensor, noise_NFCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels drawn [N, T, 3, H, W], not clamped, and raw latents [N, F, C, h, w], both float32.
 
-    def start_fresh(self) -> None:
-        """Begin from scratch, as a linear codec fitted to the source."""
-        start_linear(self.codec, self.source)
-        self.ema.load_state_dict(self.codec.state_dict())
+        The noise is in units of each channel's sd.
+        """
+        raw = self.encode(pixels_NTCHW)
+        noisy = raw + noise_NFCHW * self.latent_sd.view(-1, 1, 1)
+        return self.codec.decoder(noisy, self.codec.new_decoder_state(len(noisy))), raw
 
-    def save(self) -> None:
-        state: dict[str, Any] = {
-            "codec": self.codec.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "latent_mean": self.latent_mean,
-            "latent_variance": self.latent_variance,
-            "step": self.step,
-            "elapsed_s": self.elapsed_s,
-            "history": self.history,
-            "config": json.dumps(asdict(self.config)),
-        }
-        path = self.out / "checkpoint.pt"
-        torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+    def encode(self, pixels_NTCHW: Tensor) -> Tensor:
+        raw: Tensor = self.codec.encoder(pixels_NTCHW, self.codec.new_encoder_state(len(pixels_NTCHW)))
+        return raw.float()
 
-    def resume(self) -> bool:
-        """Go on from the folder's checkpoint; False when there is none."""
-        path = self.out / "checkpoint.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        self.codec.load_state_dict(state["codec"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.latent_mean, self.latent_variance = state["latent_mean"], state["latent_variance"]
-        self.step, self.elapsed_s, self.history = state["step"], state["elapsed_s"], state["history"]
-        return True
 
-    # -- one step ------------------------------------------------------------------------------------------------------
+class NoisyCrops(NamedTuple):
+    """Crops with the noise their latents get."""
 
-    def loss(self, batch: CodecBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Weighted absolute, squared and edge error of decode(encode(pixels) + noise), and a pull on the latents."""
-        config, size = self.config, batch.pixels.shape[0]
-        with torch.autocast("cpu", torch.bfloat16):
-            raw_BFCHW = self.codec.encoder(batch.pixels, self.codec.new_encoder_state(size)).float()
-            self._track_statistics(raw_BFCHW.detach())
-            noisy_BFCHW = raw_BFCHW + self._latent_noise(raw_BFCHW, generator)
-            drawn_BTCHW = self.codec.decoder(noisy_BFCHW, self.codec.new_decoder_state(size))
-        error_BTCHW = drawn_BTCHW - batch.pixels
-        weight = batch.weight / batch.weight.mean()
-        absolute = (error_BTCHW.abs() * weight).mean()
-        square = (error_BTCHW.square() * weight).mean()
-        edge = _edge_error(error_BTCHW, weight)
-        total = absolute + config.edge_weight * edge + config.square_weight * square
-        total = total + config.latent_penalty * raw_BFCHW.square().mean()
-        return total, {"l1": absolute.item(), "mse": square.item(), "edge": edge.item()}
+    pixels: Tensor
+    """[N, T, 3, H, W]."""
+    weight: Tensor
+    """[N, T, 1, H, W]."""
+    noise: Tensor
+    """[N, F, C, h, w], in units of each channel's sd."""
 
-    def train_step(self) -> dict[str, float]:
+
+class CodecStage:
+    """Reconstruction through noisy latents, of crops and at the end of whole frames."""
+
+    def __init__(
+        self,
+        codec: TinyCodec,
+        sampler: CropSampler,
+        config: CodecLossConfig,
+        device: torch.device,
+        *,
+        crop_steps: int,
+        seed: int = 0,
+    ) -> None:
+        """From step `crop_steps` on nothing is cropped. Parameters that need no gradient stay as they are."""
+        self.model = NoisyCodec(codec)
+        self.networks: Mapping[str, nn.Module] = {"model": self.model}
+        self.sampler, self.config, self.device = sampler, config, device
+        self.crop_steps, self.seed = crop_steps, seed
+        fixed = sampler.fixed(MEASURED_CROPS, MEASURED_FRAMES)
+        self._measured_on = fixed.pixels.to(device)
+        # A constant instead of each batch's own mean, so that no sample's loss depends on its neighbours.
+        self._mean_weight = fixed.weight.mean().item()
+
+    def turn(self, step: int) -> str:
+        return "model"
+
+    def batch(self, step: int, samples: range) -> NoisyCrops:
+        crops = self.sampler.batch(step, samples, cropped=step < self.crop_steps)
+        codec, (count, num_frames, _, height, width) = self.model.codec, crops.pixels.shape
+        grid = (height // codec.spatial_stride, width // codec.spatial_stride)
+        latent = (1 + (num_frames - 1) // codec.temporal_stride, codec.latent_channels, *grid)
+        noise = torch.cat([self._noise(step, sample, (count // len(samples), *latent)) for sample in samples])
+        return NoisyCrops(*(t.to(self.device) for t in (*crops, noise)))
+
+    def losses(self, batch: NoisyCrops, step: int) -> Iterator[Loss]:
+        """Weighted absolute, squared and edge error of what is drawn, and a pull on the latents."""
         config = self.config
-        progress = self.elapsed_s / (60 * config.minutes)
-        full_frames = progress > 1 - config.full_frame_share
-        batch = self.batches.batch(self.step, full_frames=full_frames)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        total, parts = self.loss(batch, generator)
-        total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), config.gradient_clip)
-        rate = config.learning_rate_at(progress, self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self._average_weights()
-        self.step += 1
-        return {"loss": total.item(), **parts, "grad_norm": float(norm), "lr": rate}
+        if step % config.measure_every == 0:
+            self._measure_latents()
+        drawn, raw = self.model(batch.pixels, batch.noise)
+        error, weight = drawn - batch.pixels, batch.weight / self._mean_weight
+        absolute, square = (error.abs() * weight).mean(), (error.square() * weight).mean()
+        edge = _edge_error(error, weight)
+        total = absolute + config.edge_weight * edge + config.square_weight * square
+        total = total + config.latent_penalty * raw.square().mean()
+        yield Loss(total, {"l1": absolute.detach(), "mse": square.detach(), "edge": edge.detach()})
 
-    def _track_statistics(self, raw_BFCHW: Tensor) -> None:
-        moved = 0.02 if self.step > 50 else 0.2
-        variance, mean = torch.var_mean(raw_BFCHW, dim=(0, 1, 3, 4))
-        self.latent_mean.lerp_(mean, moved)
-        self.latent_variance.lerp_(variance, moved)
+    def carried(self) -> dict[str, Tensor]:
+        return {}
 
-    def _latent_noise(self, raw_BFCHW: Tensor, generator: torch.Generator) -> Tensor:
-        level_B = torch.rand(raw_BFCHW.shape[0], generator=generator) * self.config.latent_noise
-        level_B *= torch.rand(raw_BFCHW.shape[0], generator=generator) >= self.config.clean_share
-        noise = torch.randn(raw_BFCHW.shape, generator=generator)
-        return noise * self.latent_variance.sqrt().view(-1, 1, 1) * level_B.view(-1, 1, 1, 1, 1)
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        """Nothing is carried from step to step but the network's own sd."""
 
-    def _average_weights(self) -> None:
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for slow, fast in zip(self.ema.parameters(), self.codec.parameters(), strict=True):
-                slow.lerp_(fast, 1 - decay)
+    def pictures(self, step: int) -> dict[str, np.ndarray]:
+        return {}
 
-    # -- the whole run -------------------------------------------------------------------------------------------------
+    def _noise(self, step: int, sample: int, shape: tuple[int, ...]) -> Tensor:
+        """Noise of a random size for each of a sample's crops, for some none."""
+        rng = generator_at(self.seed, "latent noise", step, sample)
+        level = rng.uniform(0, self.config.latent_noise, shape[0])
+        level *= rng.random(shape[0]) >= self.config.clean_share
+        return normal(rng, shape) * torch.from_numpy(level).float().view(-1, 1, 1, 1, 1)
 
-    def run(self) -> None:
-        """Train until `minutes` of training time are spent; saves, evaluates and writes STATUS.md on the way."""
-        budget_s = 60 * self.config.minutes
-        self.out.mkdir(parents=True, exist_ok=True)
-        saved_s = evaluated_s = self.elapsed_s
-        window: list[dict[str, float]] = []
-        while self.elapsed_s < budget_s:
-            begun = time.perf_counter()
-            window.append(self.train_step())
-            self.elapsed_s += time.perf_counter() - begun
-            if self.step % 50 == 0:
-                self._report(window)
-                window = []
-            if self.elapsed_s - saved_s > 60 * self.config.checkpoint_minutes:
-                self.save()
-                saved_s = self.elapsed_s
-            if self.elapsed_s - evaluated_s > 60 * self.config.evaluate_minutes:
-                self.evaluate()
-                evaluated_s = self.elapsed_s
-        self.save()
-        self.evaluate()
+    @torch.no_grad()
+    def _measure_latents(self) -> None:
+        """From fixed crops, hence a function of the weights alone: the same in every process and micro-batch."""
+        self.model.latent_sd.copy_(self.model.encode(self._measured_on).std((0, 1, 3, 4)))
 
-    def _report(self, window: list[dict[str, float]]) -> None:
-        means = {name: sum(w[name] for w in window) / len(window) for name in window[0]}
-        rate = self.step / max(self.elapsed_s, 1e-9)
-        line = " ".join(f"{name} {value:.4g}" for name, value in means.items())
-        log.info(
-            "step %d  %.1f of %g min  %.2f steps/s  %s", self.step, self.elapsed_s / 60, self.config.minutes, rate, line
-        )
 
-    def evaluate(self) -> dict[str, float]:
-        """Held-out quality of the averaged weights; appends to history, writes a picture and STATUS.md."""
-        clips = heldout_clips(self.heldout, self.config.evaluation_clips, self.config.evaluation_frames)
-        result, pairs = measure(self.ema.eval(), clips)
-        result |= {"step": self.step, "minutes": self.elapsed_s / 60}
-        self.history.append(result)
-        write_grid(pairs, self.out / f"grid_{self.step:06d}.png")
-        left = max(0.0, self.config.minutes - self.elapsed_s / 60)
-        lines = "\n".join(json.dumps({k: round(v, 3) for k, v in row.items()}) for row in self.history)
-        (self.out / "STATUS.md").write_text(f"{left:.1f} training minutes left of {self.config.minutes:g}\n\n{lines}\n")
-        log.info("evaluation %s", json.dumps({k: round(v, 3) for k, v in result.items()}))
-        return result
+@dataclass
+class CodecWatch:
+    """Looks at a run while it trains: quality on held-out clips, and frames of them beside what is drawn."""
+
+    model: NoisyCodec
+    heldout: ClipSource
+    num_clips: int = 8
+    num_frames: int = 17
+
+    def __call__(self) -> Watched:
+        codec = deepcopy(self.model.codec).to(default_dtype(self.model.codec.device))
+        scores, pairs = measure(codec, self._clips)
+        return Watched({"truth above drawn": side_by_side(pairs)}, scores)
+
+    @cached_property
+    def _clips(self) -> list[SourceClip]:
+        return heldout_clips(self.heldout, self.num_clips, self.num_frames)
 
 
 @torch.no_grad()
@@ -285,20 +210,16 @@ def heldout_clips(source: ClipSource, count: int, num_frames: int) -> list[Sourc
 
 
 @torch.no_grad()
-def measure(
-    codec: TinyCodec, clips: list[SourceClip]
-) -> tuple[dict[str, float], list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]]:
+def measure(codec: TinyCodec, clips: Sequence[SourceClip]) -> tuple[dict[str, float], list[Pair]]:
     """PSNR in dB (of squared errors pooled over all clips, uint8 steps) of whole clips, face and mark boxes, motion.
 
     `motion` counts only pixels that changed by more than 8 levels since the frame before. Returns pairs
-    (truth, decoded) of uint8 frames [T, H, W, 3] as well.
+    (truth, decoded) of uint8 frames [T, H, W, 3] as well. Runs where the codec is, in its dtype.
     """
     pooled: dict[str, list[float]] = {name: [0.0, 0.0] for name in ("clip", "face", "mark", "motion", "lone")}
     per_clip, pairs = [], []
     for clip in clips:
-        pixels = from_uint8(torch.from_numpy(clip.frames)[None])
-        with torch.autocast("cpu", torch.bfloat16):
-            drawn = codec.decode_chunk(codec.encode(pixels), codec.new_decoder_state())[0].numpy()
+        drawn = codec.decode_chunk(codec.encode(_pixels(clip, codec)), codec.new_decoder_state())[0].cpu().numpy()
         square_THW = (drawn.astype(np.float32) - clip.frames.astype(np.float32)).__pow__(2).mean(-1)
         height, width = square_THW.shape[1:]
         moved_THW = motion_mask(clip.frames, 8)
@@ -319,12 +240,17 @@ def measure(
     return result, pairs
 
 
+def _pixels(clip: SourceClip, codec: TinyCodec) -> Tensor:
+    """A clip where the codec is, [1, T, 3, H, W]."""
+    return from_uint8(torch.from_numpy(clip.frames)[None]).to(codec.device)
+
+
 def _psnr(mean_square: float) -> float:
     return 10 * math.log10(255**2 / max(mean_square, 1e-6))
 
 
-def write_grid(pairs: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]], path: Path) -> None:
-    """One column per clip: truth above the decoded frame, of the clip's middle and of its end."""
+def side_by_side(pairs: Sequence[Pair]) -> npt.NDArray[np.uint8]:
+    """One picture, a column per clip: truth above the decoded frame, of the clip's middle and of its end."""
     columns = []
     for truth, drawn in pairs[:8]:
         middle, end = len(truth) // 2, len(truth) - 1
@@ -332,7 +258,7 @@ def write_grid(pairs: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]],
     rows = [np.concatenate(columns[i : i + 4], axis=1) for i in range(0, len(columns), 4)]
     width = max(row.shape[1] for row in rows)
     rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
-    Image.fromarray(np.concatenate(rows, axis=0)).save(path)
+    return np.concatenate(rows, axis=0)
 
 
 @torch.no_grad()
@@ -348,8 +274,7 @@ def latent_statistics(
     raw = []
     for index in range(clips):
         clip = source.clip(np.random.default_rng((seed, index)), num_frames)
-        pixels = from_uint8(torch.from_numpy(clip.frames)[None])
-        raw.append(codec.denormalise(codec.encode(pixels)).flatten(0, 1))
+        raw.append(codec.denormalise(codec.encode(_pixels(clip, codec))).flatten(0, 1))
     raw_NCHW = torch.cat(raw)
     variance, mean = torch.var_mean(raw_NCHW, dim=(0, 2, 3))
     return mean, variance.mean().sqrt().expand_as(mean).clone()

@@ -1,20 +1,23 @@
 """Clips for training a codec: short runs of frames, cropped where faces are, made on the fly and without limit.
 
-Every batch is a function of (seed, step) alone, so a resumed run sees exactly the batches it would have seen.
+Every sample is a function of (seed, step, sample) alone, so a resumed run sees exactly what it would have seen, and
+several processes see together what one would have.
 Boxes are (x0, y0, x1, y1) in pixels of the frame they belong to.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from shotstream.training.randomness import generator_at
 
 Box = tuple[float, float, float, float]
 
@@ -124,29 +127,31 @@ class _Disc:
             window_HWC += alpha_HW1 * (np.asarray(colour, dtype=np.float32) - window_HWC)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CodecBatch:
-    """What one training step sees."""
+class Crops(NamedTuple):
+    """Pieces of clips, all of one size, and what matters in them. N counts crops."""
 
     pixels: Tensor
-    """[B, T, 3, H, W] in [0, 1]"""
+    """[N, T, 3, H, W] in [0, 1]"""
     weight: Tensor
-    """[B, T, 1, H, W], 1 or more: what each pixel counts in the loss"""
+    """[N, T, 1, H, W], 1 or more: what each pixel counts in the loss"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CodecDataConfig:
     """Shape of the batches. Sides must be multiples of the codec's spatial stride."""
 
-    pixel_budget: int = 3 * 9 * 112 * 112
-    """About how many pixels a batch holds; the number of crops follows from it."""
+    sample_pixels: int = 9 * 96 * 96
+    """About how many pixels one sample holds: many crops of lone frames, one of a long run."""
     crop_sides: tuple[int, ...] = (96, 112, 128)
     clip_frames: tuple[int, ...] = (1, 5, 9, 9, 13)
     """Drawn from with equal chances; 1 teaches lone frames."""
-    steps_per_clip: int = 2
-    """A new clip is drawn every so many steps: drawing costs as much as learning from it."""
-    pool: int = 16
-    """Crops are cut from this many of the newest clips."""
+    whole_frames: tuple[int, ...] = (1, 5)
+    """The same where nothing is cropped. Short: norms see one frame at a time, and whole frames are dear."""
+    steps_per_clip: int = 8
+    """Each sample of a batch has clips of its own and gets a new one every so many steps: drawing costs as much as
+    learning from it."""
+    pool: int = 4
+    """A sample's crops are cut from this many of its newest clips."""
     face_bias: float = 0.6
     """Chance that a crop is placed to hold a face, where there is one."""
     box_weight: float = 2.0
@@ -157,34 +162,55 @@ class CodecDataConfig:
     """Of 255: a pixel that changes by more is in motion."""
 
 
-class BatchMaker:
-    """Batches as a function of (seed, step) alone; only remembers clips so as not to draw them again."""
+class CropSampler:
+    """Crops as a function of (seed, step, sample) alone; remembers clips only so as not to draw them again."""
 
     def __init__(self, source: ClipSource, config: CodecDataConfig, seed: int) -> None:
         self.source, self.config, self.seed = source, config, seed
-        self._clips: dict[int, SourceClip] = {}
+        self._clips: dict[tuple[int, int], SourceClip] = {}
 
-    def batch(self, step: int, *, full_frames: bool = False) -> CodecBatch:
-        """The batch of one step. With `full_frames` nothing is cropped."""
-        config, rng = self.config, np.random.default_rng((self.seed, 1, step))
+    def batch(self, step: int, samples: Sequence[int], *, cropped: bool = True) -> Crops:
+        """The crops of some samples of a step, each sample's behind one another; as many of each.
+
+        Every step has a size of its own. With `cropped` false, runs of whole frames.
+        """
+        size = self._size(step, cropped)
+        count = max(1, round(self.config.sample_pixels / math.prod(size)))
+        return _stack([crop for sample in samples for crop in self._sample(step, sample, count, size)])
+
+    def fixed(self, count: int, num_frames: int) -> Crops:
+        """Crops of the largest side that belong to no step: always the same, to measure on."""
+        side = max(self.config.crop_sides)
+        crops = []
+        for index in range(count):
+            rng = generator_at(self.seed, "fixed crop", index)
+            crops.append(_crop(rng, self.source.clip(rng, num_frames), num_frames, side, side, self.config))
+        return _stack(crops)
+
+    def _size(self, step: int, cropped: bool) -> tuple[int, int, int]:
+        config, rng = self.config, generator_at(self.seed, "crop size", step)
+        if not cropped:
+            return int(rng.choice(config.whole_frames)), self.source.height, self.source.width
         num_frames, side = int(rng.choice(config.clip_frames)), int(rng.choice(config.crop_sides))
-        height, width = (self.source.height, self.source.width) if full_frames else (side, side)
-        count = max(1, round(config.pixel_budget / (num_frames * height * width)))
-        newest = config.pool + step // config.steps_per_clip
-        ages = rng.permutation(config.pool)
-        crops = [
-            _crop(rng, self._clip(newest - int(ages[i % config.pool]), newest), num_frames, height, width, config)
-            for i in range(count)
-        ]
-        pixels_BTCHW = torch.from_numpy(np.stack([pixels for pixels, _ in crops])).movedim(-1, 2).float() / 255
-        return CodecBatch(pixels=pixels_BTCHW, weight=torch.from_numpy(np.stack([w for _, w in crops])).unsqueeze(2))
+        return num_frames, side, side
 
-    def _clip(self, index: int, newest: int) -> SourceClip:
-        if index not in self._clips:
-            rng = np.random.default_rng((self.seed, 0, index))
-            self._clips[index] = self.source.clip(rng, max(self.config.clip_frames))
-            self._clips = {i: clip for i, clip in self._clips.items() if i > newest - self.config.pool}
-        return self._clips[index]
+    def _sample(self, step: int, sample: int, count: int, size: tuple[int, int, int]) -> Iterator[_Crop]:
+        config, rng = self.config, generator_at(self.seed, "crop", step, sample)
+        # Shifted by the sample, so that not all get their new clips at the same step.
+        newest = config.pool + (step + sample) // config.steps_per_clip
+        ages = rng.permutation(config.pool)
+        for i in range(count):
+            clip = self._clip(sample, newest - int(ages[i % config.pool]), newest)
+            yield _crop(rng, clip, *size, config)
+
+    def _clip(self, sample: int, index: int, newest: int) -> SourceClip:
+        key = (sample, index)
+        if key not in self._clips:
+            longest = max(*self.config.clip_frames, *self.config.whole_frames)
+            self._clips[key] = self.source.clip(generator_at(self.seed, "clip", *key), longest)
+            oldest = newest - self.config.pool
+            self._clips = {k: clip for k, clip in self._clips.items() if k[0] != sample or k[1] > oldest}
+        return self._clips[key]
 
 
 def box_mask(boxes: Sequence[Sequence[Box]], height: int, width: int) -> npt.NDArray[np.bool_]:
@@ -204,9 +230,18 @@ def motion_mask(frames_THWC: npt.NDArray[np.uint8], levels: int) -> npt.NDArray[
     return moving_THW
 
 
+_Crop = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
+"""Pixels [T, H, W, 3] and what each counts [T, H, W]."""
+
+
+def _stack(crops: Sequence[_Crop]) -> Crops:
+    pixels_NTCHW = torch.from_numpy(np.stack([pixels for pixels, _ in crops])).movedim(-1, 2).float() / 255
+    return Crops(pixels_NTCHW, torch.from_numpy(np.stack([weight for _, weight in crops])).unsqueeze(2))
+
+
 def _crop(
     rng: np.random.Generator, clip: SourceClip, num_frames: int, height: int, width: int, config: CodecDataConfig
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+) -> _Crop:
     """A random run of frames and a window of them, with what each pixel counts."""
     first = int(rng.integers(len(clip.frames) - num_frames + 1))
     run = slice(first, first + num_frames)

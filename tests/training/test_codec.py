@@ -55,9 +55,10 @@ def test_boxes_are_cut_at_the_picture() -> None:
     assert not mask[1].any()
 
 
-def test_the_linear_start_beats_a_grey_picture_and_a_random_start() -> None:
+@pytest.mark.parametrize("patch", [4, 2])
+def test_the_linear_start_beats_a_grey_picture_and_a_random_start(patch: int) -> None:
     torch.manual_seed(0)
-    codec, clips = TinyCodec(SMALL), heldout_clips(SHAPES, 2, 5)
+    codec, clips = TinyCodec(replace(SMALL, patch=patch)), heldout_clips(SHAPES, 2, 5)
     random, _ = measure(codec, clips)
     start_linear(codec, SHAPES, clips=12)
     linear, _ = measure(codec, clips)

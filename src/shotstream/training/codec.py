@@ -301,6 +301,7 @@ def start_linear(codec: TinyCodec, source: ClipSource, *, clips: int = 48, num_f
         x_BTHWC = torch.cat([x_BTHWC[:, :1], x_BTHWC], dim=1)
         x_BTHWC = rearrange(x_BTHWC, "b (t s) (h p) (w q) c -> b t h w (s p q c)", s=2, p=2, q=2)
         x_BTHWC, basis, scale = _principal(x_BTHWC, down.project.out_features)
+        basis = _in_place(basis, down.project.in_features)
         _set_linear(down.project.weight, basis.T / scale)
         _set_linear(up.project.weight, basis * scale)
     _, basis, scale = _principal(x_BTHWC, codec.latent_channels)
@@ -316,6 +317,16 @@ def _principal(x: Tensor, width: int) -> tuple[Tensor, Tensor, float]:
     projected = x @ basis
     scale = projected.square().mean().sqrt().item()
     return projected / scale, basis, scale
+
+
+def _in_place(basis: Tensor, features: int) -> Tensor:
+    """Directions in 2 x 2 x 2 squares of a few channels as directions in squares of more, whose others stay zero.
+
+    Small patches have fewer values than the first layer has channels, and a layer finds a channel by its place.
+    """
+    channels = features // 8
+    wide_SCW = F.pad(rearrange(basis, "(s c) w -> s c w", s=8), (0, 0, 0, channels - basis.shape[0] // 8))
+    return wide_SCW.flatten(0, 1)
 
 
 def _set_linear(weight: Tensor, value: Tensor) -> None:

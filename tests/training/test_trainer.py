@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launching import assert_same_weights, launch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -244,24 +244,8 @@ def test_applied_average_is_taken_back():
     assert torch.equal(network.weight, own)
 
 
-def _launch(out: Path, *, processes: int, sharded: bool = False) -> subprocess.Popen[bytes]:
-    tests = str(Path(__file__).parent)
-    call = f"from two_processes import run; run({str(out)!r}, sharded={sharded})"
-    code = f"import sys; sys.path.insert(0, {tests!r}); {call}"
-    out.mkdir(exist_ok=True)
-    (out / "worker.py").write_text(code)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    launcher = torchrun if processes > 1 else []
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(out / "worker.py")], env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-
-
-def _assert_same_weights(a: Path, b: Path) -> None:
-    weights = [torch.load(out / "weights.pt", weights_only=True) for out in (a, b)]
-    assert weights[0].keys() == weights[1].keys()
-    for name, value in weights[0].items():
-        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-5)
+def _train(out: Path, *, processes: int, sharded: bool = False) -> subprocess.Popen[bytes]:
+    return launch(f"two_processes.run({str(out)!r}, sharded={sharded})", out, processes=processes)
 
 
 # A process that has finished sometimes aborts while PyTorch takes its threads down ("terminate called ...").
@@ -269,10 +253,10 @@ def _assert_same_weights(a: Path, b: Path) -> None:
 def test_two_processes_equal_one(tmp_path: Path):
     """The toy library's teacher on the same global batch, copied or split over the processes: weights agree to 1e-5."""
     names = ("one", "pair", "split")
-    runs = [_launch(tmp_path / name, processes=1 if name == "one" else 2, sharded=name == "split") for name in names]
+    runs = [_train(tmp_path / name, processes=1 if name == "one" else 2, sharded=name == "split") for name in names]
     assert [run.wait(timeout=240) for run in runs] == [0, 0, 0]
-    _assert_same_weights(tmp_path / "one", tmp_path / "pair")
-    _assert_same_weights(tmp_path / "one", tmp_path / "split")
+    assert_same_weights(tmp_path / "one", tmp_path / "pair")
+    assert_same_weights(tmp_path / "one", tmp_path / "split")
     shutil.move(tmp_path / "split" / "weights.pt", tmp_path / "weights.pt")
-    assert _launch(tmp_path / "split", processes=1).wait(timeout=240) == 0  # its snapshot, on one process
-    _assert_same_weights(tmp_path / "one", tmp_path / "split")
+    assert _train(tmp_path / "split", processes=1).wait(timeout=240) == 0  # its snapshot, on one process
+    assert_same_weights(tmp_path / "one", tmp_path / "split")

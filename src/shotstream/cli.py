@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
@@ -53,6 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments, without the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
+
+
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -60,7 +67,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="shotstream", description="Direct a video while it is being made.")
+    parser = _Parser(prog="shotstream", description="Direct a video while it is being made.")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     parser.set_defaults(passes_arguments=False)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -74,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_generate(verbs: argparse._SubParsersAction[_Parser]) -> None:
     parser = verbs.add_parser("generate", help="film a story into an mp4", description=_generate.__doc__)
     parser.set_defaults(verb=_generate)
     parser.add_argument("story", nargs="?", type=Path, help="a story (.yaml, .json) or a table of stories (.csv)")
@@ -96,7 +103,7 @@ def _add_generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_preset_options(parser)
 
 
-def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_bench(verbs: argparse._SubParsersAction[_Parser]) -> None:
     parser = verbs.add_parser("bench", help="measure speed, latency and memory", description=_bench.__doc__)
     parser.set_defaults(verb=_bench)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure (default 60)")
@@ -105,7 +112,7 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     _add_preset_options(parser)
 
 
-def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_serve(verbs: argparse._SubParsersAction[_Parser]) -> None:
     parser = verbs.add_parser(
         "serve",
         help="direct a story live in a browser",
@@ -144,7 +151,7 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--fake-chunk-ms", type=float, metavar="MS", help="fake: how long a chunk takes (default 250)")
 
 
-def _add_weights(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_weights(verbs: argparse._SubParsersAction[_Parser]) -> None:
     parser = verbs.add_parser("weights", help="list the files a preset uses", description=_weights.__doc__)
     parser.set_defaults(verb=_weights)
     parser.add_argument("--preset", default="storyworld")
@@ -153,7 +160,7 @@ def _add_weights(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_dispatch(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    verbs: argparse._SubParsersAction[_Parser],
     name: str,
     verb: Callable[[argparse.Namespace, list[str]], None],
     text: str,
@@ -230,7 +237,8 @@ def _world(_: argparse.Namespace, rest: list[str]) -> None:
 def _train(_: argparse.Namespace, rest: list[str]) -> None:
     import shotstream.recipes
 
-    known = sorted(module.name for module in pkgutil.iter_modules(shotstream.recipes.__path__))
+    modules = {module.name for module in pkgutil.iter_modules(shotstream.recipes.__path__)}
+    known = sorted(modules - {"runs", "watching"})  # what recipes share
     if not rest or rest[0] not in known:
         given = f", got {rest[0]!r}" if rest else ""
         raise ValueError(f"`shotstream train` needs a recipe{given}: one of {', '.join(known)}")

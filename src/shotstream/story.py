@@ -146,6 +146,7 @@ class Story:
             raise ValueError("a story needs at least one shot, got none: add a caption under `shots`")
         if not isinstance(self.global_caption, str):
             raise ValueError(f"global_caption must be text, got {self.global_caption!r}")
+        _check_encodable(self.global_caption, "the whole story")
         if self.seed is not None:
             _check_count(self.seed, "a story's seed", minimum=0)
         self._check_makings()
@@ -480,6 +481,15 @@ def _check_keys(content: Mapping[str, Any], known: set[str], what: str) -> None:
 def _check_caption(caption: str, what: str) -> None:
     if not isinstance(caption, str) or not caption.strip():
         raise ValueError(f"{what} needs a caption that is not empty, got {caption!r}")
+    _check_encodable(caption, what)
+
+
+def _check_encodable(caption: str, what: str) -> None:
+    """A terminal hands on bytes that are no UTF-8 as lone surrogates, which no tokenizer takes."""
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the caption of {what} is not valid text: {caption!r}: write it in UTF-8") from error
 
 
 def _check_count(value: int, what: str, *, minimum: int) -> None:

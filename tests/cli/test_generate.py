@@ -170,6 +170,8 @@ def test_the_same_seed_gives_the_same_file(loaded: Engine, tmp_path: Path) -> No
         (["--shot", "x", "--steer", "0:9:y"], "chunks 0..6"),
         (["--shot", "x", "--chunks", "0"], "at least 1"),
         (["--shot", "x", "--seed", "-1"], "seed"),
+        (["--shot", "un \udcc3t\udca9"], "the caption of a shot is not valid text"),
+        (["--shot", "x", "--global", "un \udcff"], "the caption of the whole story is not valid text"),
         (["--shot", "x", "--steps", "4"], "--steps"),
         (["--shot", "x", "--device", "tpu9"], "no device 'tpu9' here: use cpu"),
         (["--shot", "x", "--device", "meta"], "no device 'meta' here"),
@@ -278,9 +280,33 @@ def test_an_unwritable_output_is_refused_before_loading(
     assert error.count("\n") == 1
 
 
-def test_an_unknown_recipe_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "nope"]) == 2
-    assert "causal_init, codec" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "shotstream: error: the following arguments are required: VERB"),
+        (["film"], "invalid choice: 'film'"),
+        (["generate", "--shot", "x"], "shotstream generate: error: the following arguments are required: -o/--output"),
+        (["generate", "--shot", "x", "-o", "a.mp4", "--chunks", "two"], "argument --chunks: invalid int value: 'two'"),
+        (["generate", "--shot", "x", "-o", "a.mp4", "--lenght=2"], "unrecognized arguments: --lenght=2"),
+    ],
+)
+def test_wrong_arguments_are_one_line_too(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["nope", "runs"])
+def test_an_unknown_recipe_lists_the_known_ones(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", name]) == 2
+    error = capsys.readouterr().err
+    assert "causal_init, codec" in error
+    assert "runs," not in error
 
 
 def test_weights_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

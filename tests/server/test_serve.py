@@ -85,3 +85,11 @@ def test_the_address_is_printed_and_opened_where_there_is_a_display(tmp_path: Pa
     finally:
         server.terminate()
         server.wait(20)
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_is_none_is_one_line(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", port]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot listen on port {port}: give one from 0 to 65535" in error
+    assert error.count("\n") == 1

@@ -99,6 +99,8 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}): give another --port") from error
+        except OverflowError as error:
+            raise ValueError(f"cannot listen on port {port}: give one from 0 to 65535") from error
 
 
 def _has_display() -> bool:

@@ -220,7 +220,7 @@ class Decoder(nn.Module):
         frames = patches_NHWC.new_empty(num, rows, self.patch, columns, self.patch * 3, dtype=torch.uint8)
         for frame, patches_HWC in zip(frames, patches_NHWC, strict=True):
             # 127.5 x + 128, cut off, is (x / 2 + 1 / 2) * 255, rounded.
-            levels = patches_HWC.float().mul_(127.5).add_(128).clamp_(0, 255).to(torch.uint8)
+            levels = patches_HWC.float().mul_(127.5).add_(128).clamp_(0, 255).to(torch.uint8).contiguous()
             patch_rows = levels.view(rows, columns, self.patch, self.patch * 3)
             _words(frame).copy_(_words(patch_rows).transpose(1, 2))
         frames = frames.view(num, rows * self.patch, columns * self.patch, 3)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from shotstream.engine.memory import ShotMemory, ShownFrames, allocate_context, evenly_spaced
+from shotstream.engine.memory import Pages, ShotMemory, ShownFrames, allocate_context, evenly_spaced
 
 FRAMES = 81
 
@@ -185,3 +185,15 @@ def test_frames_of_an_endless_shot_are_remembered_under_their_own_numbers(aired:
         assert [frame.id for frame in taken_up.choose("x")] == [frame.id for frame in chosen]
         for one in (memory, taken_up):
             one.add_shot(np.zeros((20, 2, 2, 3), np.uint8), ["the city"] * 20)
+
+
+def test_room_of_a_picture_is_used_again_once_nobody_has_it() -> None:
+    pages = Pages(2)
+    pictures = [np.full((2, 2, 3), value, np.uint8) for value in range(9)]
+    for picture in pictures:
+        assert np.array_equal(pages.copy(picture), picture)
+    assert pages.num_bytes == 2 * pictures[0].nbytes
+    corner = pages.copy(pictures[0])[0][:1]
+    others = [pages.copy(picture) for picture in pictures[1:]]
+    assert not corner.any()
+    assert all(np.array_equal(other, picture) for other, picture in zip(others, pictures[1:], strict=True))

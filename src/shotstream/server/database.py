@@ -116,6 +116,7 @@ class Database:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {'FULL' if self.durable == 'power' else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA cache_size = -256")  # KiB, full soon: the system keeps the file at hand anyway
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":  # better said now than in the middle of a story
             raise sqlite3.DatabaseError(" ".join(str(found).split()))

@@ -58,6 +58,7 @@ CLIP_FRAMES = 17
 BATCH = 16
 """Pictures handled together."""
 MEANING = "## What it means"
+STOPPED = "stopped by a signal: the same command goes on"
 PROBE = PACKAGE_WEIGHTS / "storyworld" / "probe.safetensors"
 
 
@@ -173,7 +174,7 @@ def train_codec(candidate: Candidate, comparison: Comparison, folder: Path) -> d
     """From principal components on, by the codec's own recipe; its PSNR at its own size."""
     metrics = codec.run(codec_recipe(candidate, comparison, folder))
     if metrics is None:
-        raise RuntimeError("stopped by a signal: the same command goes on")
+        raise RuntimeError(STOPPED)
     return {"steps": comparison.codec_steps, "psnr": rounded(metrics)}
 
 
@@ -258,7 +259,13 @@ def encode(candidate: Candidate, comparison: Comparison, folder: Path) -> dict[s
 def train_dit(comparison: Comparison, folder: Path) -> dict[str, Any]:
     """The teacher's recipe for lone frames, from scratch. At a constant rate, so that more steps can be asked for."""
     outcome = teacher.run(dit_recipe(comparison, folder))
-    return {"steps": outcome.step, "loss": round(outcome.logs["loss"], 4), "reason": outcome.reason}
+    if outcome.reason == "stopped":
+        raise RuntimeError(STOPPED)
+    return {
+        "steps": outcome.step,
+        "loss": round(outcome.logs["loss"], 4),
+        "frames_seen": outcome.step * comparison.batch_size,
+    }
 
 
 def dit_recipe(comparison: Comparison, folder: Path) -> teacher.TeacherRecipe:
@@ -391,7 +398,7 @@ def report(results: Mapping[str, Any]) -> str:
     lines = [
         "# Which latents: equal budgets, read by the probe",
         "",
-        f"`{last['command']}`; {last['hardware']}, {last['date']}, commit {last['commit']}.",
+        f"`{last['command'].split(' --only')[0]}`; {last['hardware']}, {last['date']}, commit {last['commit']}.",
         "",
         f"Each candidate: a codec from principal components, {config['codec_steps']} steps; lone frames of "
         f"{config['stories']} training stories; the storyworld DiT from scratch on them, {config['dit_steps']} steps "
@@ -403,7 +410,8 @@ def report(results: Mapping[str, Any]) -> str:
         *_table(["", *(titles[name] for name in names)], rows),
         "",
         "What pictures show of what their captions say, in percent, with 95% intervals over stories. *Said* pools what "
-        "the probe reads well from renders. *Codec*: renders through that codec, the ceiling.",
+        "the probe reads well from renders. *Codec*: renders through that codec, the ceiling. *Chance*: the answers "
+        "about the samples dealt out at random.",
         "",
         *_table(
             ["", "renders", *(f"{kind} {name}" for kind in ("codec", "samples") for name in names), "chance", "asked"],
@@ -441,9 +449,10 @@ def _attributes(read: Mapping[str, Any]) -> list[str]:
 
 def _reading_row(attribute: str, read: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     kinds = ["renders", *(f"{kind}/{name}" for kind in ("codec", "samples") for name in names)]
-    chance = 100 * np.mean([read[f"samples/{name}"][attribute]["chance"] for name in names])
+    chance = f"{100 * np.mean([read[f'samples/{name}'][attribute]['chance'] for name in names]):.0f}"
     shares = [_percent(read[kind][attribute]) for kind in kinds]
-    return [attribute, *shares, f"{chance:.0f}", str(read["renders"][attribute]["count"])]
+    # Answers pooled over attributes are not dealt out among them.
+    return [attribute, *shares, "" if attribute == "said" else chance, str(read["renders"][attribute]["count"])]
 
 
 def _percent(measure: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ LIMIT_BYTES = 16_000_000
 
 
 def test_weights_ship() -> None:
-    assert {path.stem for path in FILES} >= {"codec", "student", "probe"}
+    assert {path.stem for path in FILES} >= {"codec", "student", "teacher", "probe"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")

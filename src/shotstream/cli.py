@@ -34,9 +34,10 @@ console = Console(stderr=True)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
-    # Read when torch is loaded. Threads that spin while they wait for each other stand still on a busy machine: twelve
-    # seconds of film took over a minute to decode, and 2.6 s without.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # How long two threads spin as they wait for each other; read when torch is loaded. By default they stand still
+    # beside other work (12 s of film took over a minute to decode), without any an idle machine loses a third of its
+    # speed (18 frames/s instead of 26), with this nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     options, rest = _parser().parse_known_args(arguments)
     if rest and not options.passes_arguments:

@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from shotstream.children import end_with_parent
 from shotstream.engine.stream import Engine
 from shotstream.evaluation import cuts, questions
 from shotstream.evaluation.film import FilmedShot, Take, film, rendered, through_codec, with_uniform_marks
@@ -305,6 +306,7 @@ _worker: dict[str, Any] = {}
 
 
 def _load_worker(setup: Setup, config: SuiteConfig) -> None:
+    end_with_parent()
     engine, reader = setup.load()
     torch.set_num_threads(1)
     _worker.update(engine=engine, reader=reader, config=config, detectors=setup.detectors(ExitStack()))

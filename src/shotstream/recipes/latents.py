@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from shotstream import storyworld
+from shotstream.children import end_with_parent
 from shotstream.engine.loading import default_precision
 from shotstream.models.codec import Codec, to_uint8
 from shotstream.models.text import MiniLMEncoder, TextEncoder
@@ -262,6 +263,7 @@ def run(recipe: LatentsRecipe, *, workers: int = 1, threads: int = 1, minutes: f
 
 
 def _work(recipe: LatentsRecipe, shards: Sequence[int], *, until: float | None, threads: int) -> None:
+    end_with_parent()
     _log_to_terminal()
     make_shards(recipe, shards, until=until, threads=threads)
 

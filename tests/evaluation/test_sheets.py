@@ -28,7 +28,7 @@ def test_a_sheet_has_a_row_for_truth_codec_and_each_model(tiny_engine: Engine):
 
 def test_sheets_are_written_one_per_story(tiny_engine: Engine, tmp_path: Path):
     paths = write_sheets({"student": tiny_engine}, tmp_path / "media", stories=[3])
-    assert [path.name for path in paths] == ["story-03.png"]
+    assert [path.name for path in paths] == ["story-03.jpg"]
     assert Image.open(paths[0]).width == PICTURES * tiny_engine.preset.width
 
 

@@ -84,15 +84,15 @@ def _bar(text: str, width: int) -> Pixels:
 
 
 def write_sheets(engines: Mapping[str, Engine], folder: Path, stories: Sequence[int] = STORIES) -> list[Path]:
-    """Write `story-N.png` for each story. Returns the paths. Raises ValueError if there is no engine."""
+    """Write `story-N.jpg` for each story. Returns the paths. Raises ValueError if there is no engine."""
     if not engines:
         raise ValueError("contact sheets need at least one model: name student, teacher or both")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in stories:
         story = sample_story(number, num_shots=SHOTS, split="heldout")
-        paths.append(folder / f"story-{number:02d}.png")
-        Image.fromarray(sheet(story, story_rows(story, engines))).save(paths[-1], optimize=True)
+        paths.append(folder / f"story-{number:02d}.jpg")
+        Image.fromarray(sheet(story, story_rows(story, engines))).save(paths[-1], quality=88)
         log.info("wrote %s", paths[-1])
     return paths
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -12,12 +13,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 from shotstream import bench, cli
 from shotstream.engine import loading
 from shotstream.engine.fake import FakeConfig, FakeEngine
 from shotstream.engine.stream import Engine
+from shotstream.generate import generate
 from shotstream.presets import STORYWORLD, find_local_weights
+from shotstream.story import Shot, Story
 
 
 def test_the_last_line_is_one_json_object(
@@ -56,6 +60,22 @@ def test_where_time_allows_at_least_thirty_cuts_are_made() -> None:
     engine.model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
     result = bench.measure(engine, seconds=5, load_average=0.0)
     assert result.num_cuts >= 30
+
+
+def test_it_agrees_with_the_wall_clock_of_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shotstream.generate.unknown_words", lambda *_: [])
+    engine = FakeEngine(FakeConfig(chunk_ms=400.0))
+    engine.text = None
+    engine.model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    story = Story(shots=(Shot(caption="a fox"),))
+    ratios = []
+    for attempt in range(3):  # other work on the machine may slow one of the two down
+        filmed = generate(engine, story, tmp_path / f"{attempt}.mp4", console=Console(file=io.StringIO()))
+        measured = bench.measure(engine, seconds=6, load_average=0.0)
+        ratios.append(filmed.num_frames / filmed.seconds / measured.end_to_end_fps)
+        if ratios[-1] == pytest.approx(1, abs=0.15):
+            return
+    pytest.fail(f"generate's frames a second by bench's: {ratios}")
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])

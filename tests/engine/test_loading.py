@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -58,29 +55,3 @@ def test_who_sets_malloc_variables_decides(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert not share_one_heap()
     assert not keep_freed_memory()
-
-
-RESERVE = """
-from pathlib import Path
-import torch
-from shotstream.engine.loading import keep_freed_memory, reserve_heap, share_one_heap
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-assert share_one_heap() and keep_freed_memory()
-before = resident()
-reserve_heap(64 << 20)
-reserved = resident()
-kept = [torch.ones(1 << 20, dtype=torch.uint8) for _ in range(48)]
-print(reserved - before, resident() - reserved)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its size in /proc")
-def test_what_a_heap_has_reserved_is_there_for_later():
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    run = subprocess.run([sys.executable, "-c", RESERVE], env=environment, capture_output=True, text=True, check=True)
-    reserved, more = (int(number) for number in run.stdout.split())
-    assert reserved > 56 << 20
-    assert more < 8 << 20

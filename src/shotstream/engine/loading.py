@@ -128,17 +128,6 @@ def share_one_heap() -> bool:
     return _tell_malloc(arena_max, 1)
 
 
-def reserve_heap(num_bytes: int = 1 << 25) -> None:
-    """Take and touch this much more of the heap, and give it back to it. For a process that is warm.
-
-    Blocks of changing sizes leave gaps between them, so a heap needs a little more than what is ever kept: a live story
-    took it in steps of 6 MB, minutes apart. Only for a process that was told to keep what it frees.
-    """
-    piece = 1 << 23  # below the size from which blocks lie outside the heap
-    pieces = [torch.ones(piece, dtype=torch.uint8) for _ in range(num_bytes // piece)]
-    pieces.clear()
-
-
 def _tell_malloc(parameter: int, value: int) -> bool:
     chosen = any(name.startswith("MALLOC_") for name in os.environ)
     if chosen or not sys.platform.startswith("linux"):

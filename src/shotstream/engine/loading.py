@@ -147,9 +147,9 @@ def load_codec(preset: Preset, weights: str | Path | None, device: torch.device,
     else:
         from shotstream.models.tiny_codec import TinyCodec
 
-        codec = TinyCodec.load(path, dtype=dtype).to(device).prepare_for_serving()
+        codec = TinyCodec.load(path, dtype=dtype)
     _check_codec(codec, preset, path)
-    return codec.to(device)
+    return codec.to(device).prepare_for_serving()
 
 
 def _check_codec(codec: Codec, preset: Preset, path: Path) -> None:

@@ -70,6 +70,10 @@ class Codec(Protocol):
 class ChunkedCodec(ABC, nn.Module):
     """What any codec that works chunk by chunk can do with whole clips and separate pictures."""
 
+    def prepare_for_serving(self) -> Self:
+        """Make ready what only serving needs, on the final device, for weights that change no more. Returns self."""
+        return self
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

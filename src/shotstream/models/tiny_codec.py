@@ -334,7 +334,7 @@ class TinyCodec(ChunkedCodec):
     def denormalise(self, latents_BFCHW: Tensor) -> Tensor:
         return latents_BFCHW * self.latent_sd.float().view(-1, 1, 1) + self.latent_mean.float().view(-1, 1, 1)
 
-    def prepare_for_serving(self) -> TinyCodec:
+    def prepare_for_serving(self) -> Self:
         """Give blocks the fast twins of their convolutions where they measured faster. Returns self.
 
         On the final device, for weights that change no more. Only used without gradient. On a CPU with AVX2 only the

@@ -7,6 +7,7 @@ the student itself drew in one shot it draws again in the next.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -98,6 +99,11 @@ def _run(stage: Stage, out: Path, steps: int, batch: int = 32, **optimisers: Opt
     for name, network in stage.networks.items():
         trainer.emas[name].copy_to(network)
     return trainer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cpu_seconds_before() -> float:
+    return time.process_time()
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +250,7 @@ def test_a_student_with_its_own_history_draws_again_the_mark_that_it_drew(miniat
     for marks in later:
         assert (marks == first).float().mean() > 0.85
         assert (marks == first.roll(1)).float().mean() < 0.7  # it does not draw the same one always
+
+
+def test_all_of_it_takes_less_than_three_minutes_of_one_core(miniature: Miniature, cpu_seconds_before: float):
+    assert time.process_time() - cpu_seconds_before < 180

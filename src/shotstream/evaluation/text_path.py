@@ -17,6 +17,7 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
+from shotstream.engine.loading import default_dtype
 from shotstream.models.text import MiniLMEncoder
 from shotstream.storyworld import ATTRIBUTES, HIDDEN, WorldStory, sample_story
 from shotstream.storyworld.spec import NOBODY
@@ -86,6 +87,12 @@ def said_attributes(story: WorldStory, index: int, chunk: int) -> set[str]:
     return set(spec.stated) | {change.attribute for change in spec.steers if change.chunk <= chunk}
 
 
+def _precision() -> torch.autocast:
+    """bfloat16 where the CPU has it."""
+    cpu = torch.device("cpu")
+    return torch.autocast("cpu", torch.bfloat16, enabled=default_dtype(cpu) == torch.bfloat16)
+
+
 @torch.no_grad()
 def encode_captions(encoder: MiniLMEncoder, captions: Sequence[str], *, batch: int = 64) -> Tensor:
     """Token states [S, L, D] in float16; captions of a like length are encoded together."""
@@ -93,7 +100,7 @@ def encode_captions(encoder: MiniLMEncoder, captions: Sequence[str], *, batch: i
     states = torch.zeros(len(captions), encoder.config.length, encoder.config.width, dtype=torch.float16)
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
-        with torch.autocast("cpu", torch.bfloat16):
+        with _precision():
             states[rows] = encoder.encode([captions[i] for i in rows]).half()
     return states
 
@@ -184,7 +191,7 @@ def train_readout(states: Tensor, targets: Tensor, config: ReadoutConfig) -> Rea
 
 def readout_loss(readout: Readout, states: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy over the scored attributes."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with _precision():
         logits = readout(states.float())
     losses = [
         nn.functional.cross_entropy(logit.float(), targets[:, i], ignore_index=UNSCORED, reduction="sum")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -55,3 +58,27 @@ def test_who_sets_malloc_variables_decides(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert not share_one_heap()
     assert not keep_freed_memory()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_what_was_freed_is_given_back() -> None:
+    program = """
+import numpy as np
+from shotstream.engine.loading import give_back_freed_memory, keep_freed_memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+assert keep_freed_memory()
+blocks = [np.ones(1 << 18) for _ in range(64)]
+between = [bytes(1000) for _ in range(64)]
+top = np.ones(1 << 18)
+full = resident()
+del blocks
+kept = resident()
+assert give_back_freed_memory()
+print(full - kept, full - resident())
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=clean, check=True)
+    kept, given_back = map(float, done.stdout.split())
+    assert kept < 16
+    assert given_back > 100

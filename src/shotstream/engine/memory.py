@@ -69,26 +69,29 @@ class MemoryFrame:
 
 
 class Pages:
-    """Copies of pictures in pages of their own, taken and touched when the first picture comes, and used again.
+    """Copies of pictures in pages of their own, which are used again.
 
     On the heap, what stays for an hour comes to lie among what is gone in a moment, whose room is then not used again.
     """
 
-    def __init__(self, reserve: int) -> None:
-        """Args: reserve is the number of pictures there is room for; more are taken where they do not suffice."""
+    def __init__(self, reserve: int = 0) -> None:
+        """Args: reserve is the number of pictures there is room for, taken and touched when the first of a size comes;
+        more are taken where they do not suffice.
+        """
         self._reserve = reserve
-        self._free: list[mmap.mmap] = []
+        self._free: dict[int, list[mmap.mmap]] = {}
         self.num_bytes = 0
         """Taken so far, in use or not."""
 
     def copy(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The same picture; its room is used again once nobody has it any more. All are of one size."""
-        if not self._free:
-            missing = self._reserve - self.num_bytes // pixels.nbytes
-            self._free += [self._touched(pixels.nbytes) for _ in range(max(1, missing))]
-        page = self._free.pop()
+        """The same picture, or pictures; its room is used again once nobody has it any more."""
+        missing = 1 if pixels.nbytes in self._free else max(1, self._reserve)
+        free = self._free.setdefault(pixels.nbytes, [])
+        if not free:
+            free += [self._touched(pixels.nbytes) for _ in range(missing)]
+        page = free.pop()
         owner = np.frombuffer(page, np.uint8)  # every view of it, however far derived, keeps it
-        weakref.finalize(owner, self._free.append, page).atexit = False
+        weakref.finalize(owner, free.append, page).atexit = False
         copy = owner.reshape(pixels.shape)
         copy[...] = pixels
         return copy

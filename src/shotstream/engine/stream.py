@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shotstream.engine.memory import FrameId, MemoryFrame, ShotMemory, ShownFrames
+from shotstream.engine.memory import FrameId, MemoryFrame, Pages, ShotMemory, ShownFrames
 from shotstream.engine.noise import addressed_noise
 from shotstream.engine.rollout import ChunkAbandoned, Context, Rollout, RolloutConfig
 from shotstream.engine.teacher import TeacherConfig, TeacherRollout
@@ -233,6 +233,7 @@ class Stream:
         preset = engine.preset
         similarity = engine.similarity if preset.memory_rule == "matching" else None
         self.memory = ShotMemory(preset.slab.context_frames, similarity=similarity)
+        self._pages = Pages()
         self._maker = self._new_maker()
         self._latents = PictureLatents(lambda frames: engine.codec.encode_frames(frames))
         self._running: _RunningShot | None = None
@@ -422,8 +423,12 @@ class Stream:
         """Commit a finished chunk; returns its frames."""
         latent = chunk.latent.to(self.engine.model.device)
         self._rollout.restore_chunk(latent, self.engine.caption_kv(chunk.caption))
+        return self._decode(latent)
+
+    def _decode(self, latent: Tensor) -> npt.NDArray[np.uint8]:
+        """The frames of the running shot's next chunk, uint8 [T, H, W, 3]."""
         frames: npt.NDArray[np.uint8] = self.engine.codec.decode_chunk(latent, self._decoder)[0].cpu().numpy()
-        return frames
+        return self._pages.copy(frames)
 
     def _remember_running(self) -> None:
         aired = self._cut.aired_frames if self._cut is not None else None
@@ -449,7 +454,7 @@ class Stream:
             captions = self.engine.caption_kv(caption)
         latent = self._denoise(shot, captions, timings)
         with timings.measure("decode"):
-            frames = self.engine.codec.decode_chunk(latent, self._decoder)[0].cpu().numpy()
+            frames = self._decode(latent)
         shot.shown.add(frames, caption)
         return Chunk(
             frames=frames,

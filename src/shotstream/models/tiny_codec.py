@@ -86,6 +86,14 @@ class TinyCodecState:
     memories: dict[str, Tensor] = field(default_factory=dict)
     fresh: bool = True
 
+    def remember(self, name: str, last: Tensor) -> None:
+        """Keep a copy of a block's last frame."""
+        kept = self.memories.get(name)
+        if kept is None or torch.is_grad_enabled():
+            self.memories[name] = last.clone()
+        else:
+            kept.copy_(last)  # in the same place: large tensors that stay for a moment cut the heap's free room up
+
     def clone(self) -> TinyCodecState:
         return TinyCodecState(self.batch, {name: m.clone() for name, m in self.memories.items()}, self.fresh)
 
@@ -128,7 +136,7 @@ def _add_previous(h_NHWC: Tensor, x_NHWC: Tensor, state: TinyCodecState, name: s
     h_BTHWC, x_BTHWC = split_frames(h_NHWC, state.batch), split_frames(x_NHWC, state.batch)
     h_BTHWC[:, 1:] += x_BTHWC[:, :-1]
     h_BTHWC[:, :1] += state.memories.get(name, x_BTHWC[:, :1])
-    state.memories[name] = x_BTHWC[:, -1:].clone()
+    state.remember(name, x_BTHWC[:, -1:])
 
 
 class Down(nn.Module):
@@ -208,10 +216,25 @@ class Decoder(nn.Module):
     def frames(self, latents_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
         """The same, clamped and rounded, uint8 [B, T, H, W, 3]; without gradient.
 
+        The last level works on a latent frame's time at once: its tensors are the largest, and what is used while it is
+        in the cache takes less time than what is not.
+        """
+        small_BTCHW = split_frames(self._small_features(latents_BTCHW, state), state.batch)
+        # Two for each latent frame; a stream's first is one.
+        lengths = [1] * state.fresh + [2] * (small_BTCHW.shape[1] // 2)
+        parts = []
+        for part_BTCHW in small_BTCHW.split(lengths, dim=1):
+            x_NCHW = part_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            parts.append(split_frames(self._screen(self._last_level(x_NCHW, state)), state.batch))
+            state.fresh = False
+        return torch.cat(parts, dim=1)
+
+    def _screen(self, x_NCHW: Tensor) -> Tensor:
+        """Features of the last level to uint8 [N, H, W, 3].
+
         A chunk's floats take more time to move than its last convolution to compute. So that convolution puts its
         channels in the order of the screen, and each frame becomes bytes while it is in the cache.
         """
-        x_NCHW = self._features(latents_BTCHW, state)
         order = torch.arange(3 * self.patch**2, device=x_NCHW.device).view(3, -1).t().flatten()
         assert self.last.bias is not None
         patches_NCHW = F.conv2d(x_NCHW, self.last.weight[order], self.last.bias[order], padding=1)
@@ -223,16 +246,24 @@ class Decoder(nn.Module):
             levels = patches_HWC.float().mul_(127.5).add_(128).clamp_(0, 255).to(torch.uint8).contiguous()
             patch_rows = levels.view(rows, columns, self.patch, self.patch * 3)
             _words(frame).copy_(_words(patch_rows).transpose(1, 2))
-        frames = frames.view(num, rows * self.patch, columns * self.patch, 3)
-        return split_frames(frames, state.batch)
+        return frames.view(num, rows * self.patch, columns * self.patch, 3)
 
     def _features(self, latents_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
-        x_NCHW: Tensor = self.first(latents_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last))
-        for index, level in enumerate(self.levels):
-            x_NCHW = self.ups[index - 1](x_NCHW, state) if index else x_NCHW
-            x_NCHW = _run(level, x_NCHW, state, f"{index}")
+        x_NCHW = self._last_level(self._small_features(latents_BTCHW, state), state)
         state.fresh = False
         return x_NCHW
+
+    def _small_features(self, latents_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
+        """What the levels before the last make; to the state, nothing has begun yet."""
+        x_NCHW: Tensor = self.first(latents_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        for index, level in enumerate(self.levels[:-1]):
+            x_NCHW = self.ups[index - 1](x_NCHW, state) if index else x_NCHW
+            x_NCHW = _run(level, x_NCHW, state, f"{index}")
+        return x_NCHW
+
+    def _last_level(self, x_NCHW: Tensor, state: TinyCodecState) -> Tensor:
+        index = len(self.levels) - 1
+        return _run(self.levels[index], self.ups[index - 1](x_NCHW, state), state, f"{index}")
 
 
 def _words(bytes_HWQ: Tensor) -> Tensor:

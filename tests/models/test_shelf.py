@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shotstream.models.shelf import Shelf
+from shotstream.models.shelf import Shelf, apart
 
 
 def row(value: float) -> Tensor:
@@ -49,3 +49,14 @@ def test_what_could_not_be_made_takes_no_place() -> None:
 def test_a_shelf_without_room_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         Shelf(0)
+
+
+def test_a_copy_apart_is_equal_and_its_own() -> None:
+    large = torch.arange(48.0).view(2, 4, 6)
+    for dtype in (torch.float32, torch.bfloat16):
+        part = large.to(dtype)[:, -1:]
+        copy = apart(part)
+        assert torch.equal(copy, part)
+        assert copy.is_contiguous()
+        copy.zero_()
+        assert part.any()

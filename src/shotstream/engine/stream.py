@@ -234,6 +234,8 @@ class Stream:
         similarity = engine.similarity if preset.memory_rule == "matching" else None
         self.memory = ShotMemory(preset.slab.context_frames, similarity=similarity)
         self._pages = Pages()
+        self._caption_in_force = ""
+        self._kv_in_force = CaptionKV((), ())
         self._maker = self._new_maker()
         self._latents = PictureLatents(lambda frames: engine.codec.encode_frames(frames))
         self._running: _RunningShot | None = None
@@ -403,7 +405,7 @@ class Stream:
         shot = _RunningShot(self._next_index, cut.take, cut.shot, cut.shot.num_chunks)
         caption = self._compose(shot.shot, shot.shot.steers_at(0), shot.index)
         with timings.measure("text"):
-            self.engine.caption_kv(caption)
+            self._captions(caption)
         with timings.measure("context"):
             shot.context = self.memory.choose(caption)
             self.opening(shot.context)
@@ -422,8 +424,14 @@ class Stream:
     def _replay(self, shot: _RunningShot, chunk: KeptChunk) -> npt.NDArray[np.uint8]:
         """Commit a finished chunk; returns its frames."""
         latent = chunk.latent.to(self.engine.model.device)
-        self._rollout.restore_chunk(latent, self.engine.caption_kv(chunk.caption))
+        self._rollout.restore_chunk(latent, self._captions(chunk.caption))
         return self._decode(latent)
+
+    def _captions(self, caption: str) -> CaptionKV:
+        """Keys and values of the caption in force: the same tensors as long as it is."""
+        if caption != self._caption_in_force:
+            self._caption_in_force, self._kv_in_force = caption, self.engine.caption_kv(caption)
+        return self._kv_in_force
 
     def _decode(self, latent: Tensor) -> npt.NDArray[np.uint8]:
         """The frames of the running shot's next chunk, uint8 [T, H, W, 3]."""
@@ -451,7 +459,7 @@ class Stream:
         index = self.chunk_index
         caption = self._compose(shot.shot, shot.steers, shot.index)
         with timings.measure("text"):
-            captions = self.engine.caption_kv(caption)
+            captions = self._captions(caption)
         latent = self._denoise(shot, captions, timings)
         with timings.measure("decode"):
             frames = self._decode(latent)

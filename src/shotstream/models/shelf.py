@@ -6,10 +6,12 @@ that the large ones no longer fit into: a process then grows although it keeps n
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -57,3 +59,11 @@ class Shelf:
 def _block(row: Tensor, capacity: int) -> Tensor:
     """Zeros [capacity, ...] whose rows have the strides of `row` [1, ...]: a kernel may round by them."""
     return row.new_empty_strided((capacity, *row.shape[1:]), (row[0].numel(), *row.stride()[1:])).zero_()
+
+
+def apart(tensor: Tensor) -> Tensor:
+    """A contiguous copy in pages of its own, which go when it goes. For what a chunk or a shot keeps on a CPU."""
+    if tensor.device.type != "cpu":
+        return tensor.clone()
+    pages = mmap.mmap(-1, tensor.nbytes)
+    return torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)

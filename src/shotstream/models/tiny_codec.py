@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from shotstream.models.checkpoint import load_strictly, read_ours, reading
 from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, split_frames
+from shotstream.models.shelf import apart
 from shotstream.models.winograd import WinogradConv
 
 FORMAT = "shotstream.tiny_codec.1"
@@ -88,11 +89,12 @@ class TinyCodecState:
 
     def remember(self, name: str, last: Tensor) -> None:
         """Keep a copy of a block's last frame."""
-        kept = self.memories.get(name)
-        if kept is None or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             self.memories[name] = last.clone()
+        elif name in self.memories:
+            self.memories[name].copy_(last)
         else:
-            kept.copy_(last)  # in the same place: large tensors that stay for a moment cut the heap's free room up
+            self.memories[name] = apart(last)
 
     def clone(self) -> TinyCodecState:
         return TinyCodecState(self.batch, {name: m.clone() for name, m in self.memories.items()}, self.fresh)
@@ -223,7 +225,7 @@ class Decoder(nn.Module):
         # Two for each latent frame; a stream's first is one.
         lengths = [1] * state.fresh + [2] * (small_BTCHW.shape[1] // 2)
         parts = []
-        for part_BTCHW in small_BTCHW.split(lengths, dim=1):
+        for part_BTCHW in torch.split(small_BTCHW, lengths, dim=1):
             x_NCHW = part_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             parts.append(split_frames(self._screen(self._last_level(x_NCHW, state)), state.batch))
             state.fresh = False

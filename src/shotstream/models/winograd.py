@@ -84,7 +84,7 @@ class WinogradConv:
         num, _, height, width = x_NCHW.shape
         pictures = max(1, AT_ONCE // (height // STEP * (width // STEP)))
         y_NHWO = x_NCHW.new_empty(num, height, width, len(self._bias))
-        for x, y in zip(x_NCHW.split(pictures), y_NHWO.split(pictures), strict=True):
+        for x, y in zip(torch.split(x_NCHW, pictures), torch.split(y_NHWO, pictures), strict=True):
             self._convolve(x, y)
         return y_NHWO.permute(0, 3, 1, 2)
 

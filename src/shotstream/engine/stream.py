@@ -233,7 +233,7 @@ class Stream:
         preset = engine.preset
         similarity = engine.similarity if preset.memory_rule == "matching" else None
         self.memory = ShotMemory(preset.slab.context_frames, similarity=similarity)
-        self._pages = Pages()
+        self._opening_pages, self._chunk_pages = Pages(2), Pages(preset.slab.window_chunks + 1)
         self._caption_in_force = ""
         self._kv_in_force = CaptionKV((), ())
         self._maker = self._new_maker()
@@ -425,7 +425,7 @@ class Stream:
         """Commit a finished chunk; returns its frames."""
         latent = chunk.latent.to(self.engine.model.device)
         self._rollout.restore_chunk(latent, self._captions(chunk.caption))
-        return self._decode(latent)
+        return self._decode(shot, latent)
 
     def _captions(self, caption: str) -> CaptionKV:
         """Keys and values of the caption in force: the same tensors as long as it is."""
@@ -433,10 +433,11 @@ class Stream:
             self._caption_in_force, self._kv_in_force = caption, self.engine.caption_kv(caption)
         return self._kv_in_force
 
-    def _decode(self, latent: Tensor) -> npt.NDArray[np.uint8]:
-        """The frames of the running shot's next chunk, uint8 [T, H, W, 3]."""
+    def _decode(self, shot: _RunningShot, latent: Tensor) -> npt.NDArray[np.uint8]:
+        """The frames of a shot's next chunk, uint8 [T, H, W, 3]."""
         frames: npt.NDArray[np.uint8] = self.engine.codec.decode_chunk(latent, self._decoder)[0].cpu().numpy()
-        return self._pages.copy(frames)
+        pages = self._chunk_pages if shot.shown.num_frames else self._opening_pages
+        return pages.copy(frames)
 
     def _remember_running(self) -> None:
         aired = self._cut.aired_frames if self._cut is not None else None
@@ -462,7 +463,7 @@ class Stream:
             captions = self._captions(caption)
         latent = self._denoise(shot, captions, timings)
         with timings.measure("decode"):
-            frames = self._decode(latent)
+            frames = self._decode(shot, latent)
         shot.shown.add(frames, caption)
         return Chunk(
             frames=frames,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shotstream.engine import loading
-from shotstream.engine.loading import keep_freed_memory, load, serving_threads, share_one_heap
+from shotstream.engine.loading import keep_freed_memory, load, reserve_heap, serving_threads, share_one_heap
 
 
 @pytest.fixture
@@ -58,27 +58,28 @@ def test_who_sets_malloc_variables_decides(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert not share_one_heap()
     assert not keep_freed_memory()
+    assert not reserve_heap.__wrapped__()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="asks glibc")
-def test_what_was_freed_is_given_back() -> None:
+def test_what_the_heap_reserves_is_there_for_what_comes() -> None:
     program = """
 import numpy as np
-from shotstream.engine.loading import give_back_freed_memory, keep_freed_memory
+from shotstream.engine.loading import keep_freed_memory, reserve_heap
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 assert keep_freed_memory()
-blocks = [np.ones(1 << 18) for _ in range(64)]
-between = [bytes(1000) for _ in range(64)]
-top = np.ones(1 << 18)
-full = resident()
-del blocks
-kept = resident()
-assert give_back_freed_memory()
-print(full - kept, full - resident())
+before = resident()
+assert reserve_heap(48 << 20)
+reserved = resident()
+assert reserve_heap(48 << 20)
+again = resident()
+blocks = [np.ones(3 << 17) for _ in range(12)]
+print(reserved - before, again - reserved, resident() - reserved)
 """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=clean, check=True)
-    kept, given_back = map(float, done.stdout.split())
-    assert kept < 16
-    assert given_back > 100
+    reserved, again, grown = map(float, done.stdout.split())
+    assert reserved > 40
+    assert again < 1, "only once"
+    assert grown < 4, "of 36 MB"

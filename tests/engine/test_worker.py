@@ -26,20 +26,14 @@ from shotstream.engine.writer import Composer, TemplateWriter
 class Crew:
     """A worker whose media are the frames themselves, and everything it delivered."""
 
-    def __init__(self, engine: Engine, *, fps: int = 160, tidy: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, engine: Engine, *, fps: int = 160) -> None:
         self.record: list[Entry] = []
         self.deliveries: list[Delivery] = []
         self.woken = threading.Event()
         self.config = config = DirectorConfig(fps=fps, expected_chunk_s=0.02, expected_open_s=0.02)
         writer = TemplateWriter(Composer(check=engine.check_caption))
         self.worker = Worker(
-            engine,
-            writer,
-            lambda f: f.tobytes(),
-            config=config,
-            wake=self.woken.set,
-            tidy=tidy,
-            record=self.record.append,
+            engine, writer, lambda f: f.tobytes(), config=config, wake=self.woken.set, record=self.record.append
         )
         self.worker.start()
 
@@ -61,13 +55,6 @@ class Crew:
             self.woken.wait(0.01)
             self.woken.clear()
         raise AssertionError([type(d.event).__name__ for d in self.deliveries])
-
-    def until(self, test: Callable[[], bool], seconds: float = 20) -> bool:
-        end = time.monotonic() + seconds
-        while not test() and time.monotonic() < end:
-            self.worker.poll()
-            time.sleep(0.005)
-        return test()
 
     def ended(self, id: str) -> m.Ended:
         event = self.wait(lambda e: isinstance(e, m.Ended) and e.id == id).event
@@ -106,19 +93,6 @@ def test_what_is_live_has_the_same_bits_as_what_is_filmed(crew: Crew, tiny_engin
     expected += list(stream)
     assert [media for _, media in crew.chunks] == [chunk.frames.tobytes() for chunk in expected]
     assert [event.caption for event, _ in crew.chunks] == [chunk.caption for chunk in expected]
-
-
-def test_it_is_tidied_whenever_there_is_nothing_to_do(tiny_engine: Engine) -> None:
-    tidied: list[int] = []
-    crew = Crew(tiny_engine, tidy=lambda: tidied.append(len(crew.chunks)))
-    crew.give(m.Start(id="a", text="a fox", num_chunks=2))
-    crew.wait(_holding)
-    assert crew.until(lambda: len(tidied) == 1)
-    crew.give(m.Extend(id="b", num_chunks=2))
-    crew.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 3)
-    assert crew.until(lambda: len(tidied) == 2)
-    crew.worker.close()
-    assert len(tidied) == 2, "not once more for being asked"
 
 
 def test_the_log_of_a_story_gives_its_state_and_all_that_was_said(crew: Crew) -> None:

@@ -113,14 +113,12 @@ class Worker:
         config: DirectorConfig,
         wake: Callable[[], None],
         turn: Turn | None = None,
-        tidy: Callable[[], object] = lambda: None,
         record: Callable[[Entry], None] | None = None,
         archive: Archive | None = None,
         reached: Callable[[str], None] = lambda point: None,
     ) -> None:
         """Args: wake is called, from any thread, when there is something to `take`; it must return at once.
         turn: stories of one engine share it, so that they take turns.
-        tidy: called from a thread of the worker's once there is nothing to make until something is said.
         record: is told every call of the director that counts (see `Director.replay`).
         archive: keeps the story; one that was kept before goes on, paused. None: nothing is kept.
         reached: is told named points of the work, for tests that end the process there.
@@ -134,7 +132,6 @@ class Worker:
         """Why nothing can be kept at present, and what to do."""
         self._seq = 0
         self._turn = turn or Turn()
-        self._tidy, self._is_tidy = tidy, True
         self.idle_until = 0.0
         """When, by time.monotonic(), it wants the engine next unless something is said; inf: never."""
         self._changed = threading.Condition()
@@ -262,12 +259,9 @@ class Worker:
                 self._put(self._director.poll(now))  # before the work begins, which may take long
                 if not isinstance(work, Wait):
                     self._unwanted.clear()
-                    self.idle_until, self._is_tidy = 0.0, False
+                    self.idle_until = 0.0
                     return work
                 self.idle_until = math.inf if work.until is None else work.until
-                if work.until is None and not self._is_tidy:
-                    self._is_tidy = True
-                    self._side.submit(self._tidy)
                 self._changed.wait(None if work.until is None else max(0.001, work.until - now))
         return None
 

@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from shotstream.engine.archive import ArchiveError
+from shotstream.engine.loading import reserve_heap
 from shotstream.engine.stream import Engine
 from shotstream.engine.worker import Encode, warm_up
 from shotstream.engine.writer import Composer, OpenAIConfig, OpenAIWriter, PassthroughWriter, TemplateWriter, Writer
@@ -180,6 +181,7 @@ async def _open(studio: Studio, config: ServeConfig, load_engine: Callable[[], E
         engine = await asyncio.to_thread(load_engine)
         studio.set_status(Status(state="warming"))
         pace = await asyncio.to_thread(warm_up, engine, studio.broadcast.new_encoder())
+        reserve_heap()
     except (ValueError, OSError, RuntimeError) as error:
         log.error("the engine could not be started: %s", error)
         studio.fail(f"the engine could not be started: {error}")

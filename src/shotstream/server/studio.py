@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from shotstream.engine.archive import ArchiveError
 from shotstream.engine.direction import DirectorConfig
-from shotstream.engine.loading import give_back_freed_memory
 from shotstream.engine.stream import Engine
 from shotstream.engine.turns import Turn
 from shotstream.engine.worker import Encode, Pace, Worker
@@ -152,7 +151,6 @@ class Studio:
                 config=config,
                 wake=show.wake,
                 turn=self.turn,
-                tidy=give_back_freed_memory,
                 archive=show.archive,
                 reached=self._reached,
             )

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from shotstream.engine.loading import reserve_heap
 from shotstream.engine.stream import Chunk, Engine, Stream
 from shotstream.models.vocabulary import VOCABULARY_FILE, Vocabulary
 from shotstream.presets import PACKAGE_WEIGHTS
@@ -108,6 +109,7 @@ def measure(engine: Engine, *, seconds: float, load_average: float, seed: int = 
     prompts = new_prompts(engine.preset.name, seed)
     stream = engine.stream(seed=seed)
     chunk_seconds = _warm_up(stream, prompts)
+    reserve_heap()  # as the server does
     log, rss = _Log(), rss_mb()
     start = time.perf_counter()
     _run_steady(stream, prompts, log, until=start + STEADY_SHARE * seconds)

@@ -137,9 +137,11 @@ def reserve_heap(num_bytes: int = 32 << 20) -> bool:
     stayed: the heap then grows by 2 to 5 MB, about as often as once a minute (measured). It finds room here instead.
     The blocks are small, and as many as it takes: a large one would only fill what is free between two chunks.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ) or not hasattr(ctypes.CDLL(None), "mallinfo2"):
+    if any(name.startswith("MALLOC_") for name in os.environ) or not sys.platform.startswith("linux"):
         return False
     libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return False
     libc.mallinfo2.restype = _HeapSize
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]

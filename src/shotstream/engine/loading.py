@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -137,9 +137,7 @@ def reserve_heap(num_bytes: int = 32 << 20) -> bool:
     stayed: the heap then grows by 2 to 5 MB, about as often as once a minute (measured). It finds room here instead.
     The blocks are small, and as many as it takes: a large one would only fill what is free between two chunks.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ) or not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None)
+    libc = _malloc_to_tell()
     if not hasattr(libc, "mallinfo2"):
         return False
     libc.mallinfo2.restype = _HeapSize
@@ -168,11 +166,14 @@ _MOST_BLOCKS = 8192
 
 
 def _tell_malloc(parameter: int, value: int) -> bool:
-    chosen = any(name.startswith("MALLOC_") for name in os.environ)
-    if chosen or not sys.platform.startswith("linux"):
-        return False
-    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    tune = getattr(_malloc_to_tell(), "mallopt", None)
     return tune is not None and bool(tune(parameter, value))
+
+
+def _malloc_to_tell() -> Any:
+    """The C library, or None where somebody chose by MALLOC_ variables or it may be another than glibc."""
+    chosen = any(name.startswith("MALLOC_") for name in os.environ)
+    return None if chosen or not sys.platform.startswith("linux") else ctypes.CDLL(None)
 
 
 def load_codec(preset: Preset, weights: str | Path | None, device: torch.device, dtype: torch.dtype) -> Codec:

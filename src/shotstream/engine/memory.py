@@ -74,7 +74,7 @@ class Pages:
     On the heap, what stays for an hour comes to lie among what is gone in a moment, whose room is then not used again.
     """
 
-    def __init__(self, reserve: int = 0) -> None:
+    def __init__(self, reserve: int) -> None:
         """Args: reserve is the number of pictures there is room for, taken and touched when the first of a size comes;
         more are taken where they do not suffice.
         """

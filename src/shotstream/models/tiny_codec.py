@@ -218,8 +218,8 @@ class Decoder(nn.Module):
     def frames(self, latents_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
         """The same, clamped and rounded, uint8 [B, T, H, W, 3]; without gradient.
 
-        The last level works on a latent frame's time at once: its tensors are the largest, and what is used while it is
-        in the cache takes less time than what is not.
+        The last level works on a latent frame's time at once: its tensors are the largest, and so they are a third as
+        large, in the same time.
         """
         small_BTCHW = split_frames(self._small_features(latents_BTCHW, state), state.batch)
         # Two for each latent frame; a stream's first is one.

@@ -184,9 +184,16 @@ GLOBAL_TEMPLATES = (
     _template("a short film about {cast} {setting}"),
     _template("the adventures of {cast} {setting}"),
     _template("{cast} {setting}"),
+    _template("meet {cast} {setting}"),
+    _template("once there was {cast} {setting}"),
+    _template("a picture book with {cast} {setting}"),
+    _template("in this film: {cast} {setting}"),
     _template("a cartoon of {cast} {setting}", heldout=True),
     _template("this is a tale of {cast} {setting}", heldout=True),
 )
+
+GLOBAL_CLOTHING_PHRASES = ("in {}", "in {}", *CLOTHING_PHRASES[:3], "with a {} coat")
+"""For training. Held-out captions say "in red": what is to be learnt is whose coat it is, not one way to say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +394,12 @@ def _global(rng: random.Random, specs: Sequence[ShotSpec], heldout: bool) -> tup
     clothes |= {s.second_character: s.second_clothing for s in specs if s.second_character != NOBODY}
     people = list(clothes)[:2] if len(clothes) == 2 else [specs[0].character]
     clothed = rng.random() < 0.7
-    cast = [_named(rng, name, False, "") + (f" in {clothes[name]}" if clothed else "") for name in people]
+    if not heldout:
+        # Who is named first must not tell who leads a shot, or whose coat is whose would be guessed and not read.
+        rng.shuffle(people)
+    clothing = "in {}" if heldout else rng.choice(GLOBAL_CLOTHING_PHRASES)
+    worn = {name: " " + clothing.format(clothes[name]) if clothed else "" for name in people}
+    cast = [_named(rng, name, False, "") + worn[name] for name in people]
     place, place_time, setting = "", False, ""
     if len({s.place for s in specs}) == 1 and rng.random() < 0.6:
         place = specs[0].place

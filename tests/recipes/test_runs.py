@@ -1,13 +1,17 @@
-"""Starting a stage from weights for fewer latent channels."""
+"""Starting a stage from weights for fewer latent channels, and from flags."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from shotstream.models.attention import SegmentAttention
 from shotstream.models.dit import DiT
-from shotstream.recipes.runs import widened
+from shotstream.recipes import intra_shot
+from shotstream.recipes.runs import parser, widened
+from shotstream.training.distill import CRITIC, GENERATOR
 
 
 def predict(model: DiT, latents: torch.Tensor) -> torch.Tensor:
@@ -36,3 +40,15 @@ def test_new_channels_leave_the_old_ones_alone(tiny_dit: DiT) -> None:
 def test_fewer_channels_are_refused(tiny_dit: DiT) -> None:
     with pytest.raises(ValueError, match="4-channel latents, the data has 3"):
         widened(tiny_dit, 3)
+
+
+def test_distillation_flags_reach_the_network_they_are_for() -> None:
+    flags = parser(None)
+    intra_shot.add_flags(flags)
+    names = ["--out", "o", "--data", "d", "--init", "s", "--teacher", "t"]
+    given = flags.parse_args([*names, "--critic-rate", "0.5", "--critic-steps", "2", "--learning-rate", "0.25"])
+    before = intra_shot.config(data="d", out="o", init="s", teacher="t")
+    after = intra_shot.with_distill_flags(before, given)
+    rates = {name: optimiser.learning_rate for name, optimiser in after.trainer.optimisers.items()}
+    assert rates == {GENERATOR: 0.25, CRITIC: 0.5}
+    assert after.distill == replace(before.distill, critic_steps=2)

@@ -14,8 +14,15 @@ from dataclasses import replace
 from shotstream.models.lora import LoRAConfig, inject_lora
 from shotstream.models.tiny_codec import TinyCodec
 from shotstream.recipes import watching
-from shotstream.recipes.intra_shot import DistillRecipe, distill_config, networks, optimisers
-from shotstream.recipes.runs import parser, start, train, with_flags
+from shotstream.recipes.intra_shot import (
+    DistillRecipe,
+    add_flags,
+    distill_config,
+    networks,
+    optimisers,
+    with_distill_flags,
+)
+from shotstream.recipes.runs import parser, start, train
 from shotstream.recipes.watching import watch_student
 from shotstream.training.data import LatentLibrary, Sampler
 from shotstream.training.distill import CRITIC, GENERATOR, InterShotStage
@@ -69,10 +76,9 @@ def run(recipe: DistillRecipe, world: World | None = None) -> Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
     watching.add_flags(flags)
-    flags.add_argument("--teacher", required=True, help="the teacher's weights")
+    add_flags(flags)
     flags.add_argument("--critic", required=True, help="the critic's weights, from the intra-shot run")
     flags.add_argument("--codec", required=True, help="the codec that the latents were made with")
-    flags.add_argument("--guidance", type=float, help="of the teacher, additive")
     flags.add_argument("--lora-rank", type=int, help="train adapters of this rank instead of all weights")
     flags.add_argument("--walk-shots", type=int, default=4, help="shots of a walk")
     given = flags.parse_args(arguments)
@@ -89,9 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if given.lora_rank is not None:
         recipe = replace(recipe, lora=LoRAConfig(rank=given.lora_rank, alpha=float(given.lora_rank)))
-    if given.guidance is not None:
-        recipe = replace(recipe, distill=replace(recipe.distill, guidance_scale=given.guidance))
-    recipe = replace(recipe, walk_shots=given.walk_shots, trainer=with_flags(recipe.trainer, given))
+    recipe = replace(with_distill_flags(recipe, given), walk_shots=given.walk_shots)
     with joined() as world:
         run(replace(recipe, seed=given.seed or 0, watch=watching.from_flags(given)), world)
     return 0

@@ -8,6 +8,7 @@ Leaves generator.safetensors (the student) and critic.safetensors.
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -76,6 +77,25 @@ def config(*, data: str, out: str, init: str, teacher: str) -> DistillRecipe:
     return DistillRecipe(data=data, init=init, teacher=teacher, distill=distill, trainer=trainer)
 
 
+def add_flags(flags: ArgumentParser) -> None:
+    """Flags of both distillation stages, for `with_distill_flags`."""
+    flags.add_argument("--teacher", required=True, help="the teacher's weights")
+    flags.add_argument("--guidance", type=float, help="of the teacher, additive")
+    flags.add_argument("--critic-steps", type=int, help="critic updates after each of the generator")
+    flags.add_argument("--critic-rate", type=float, help="of the critic; --learning-rate is the generator's")
+
+
+def with_distill_flags(recipe: DistillRecipe, given: Namespace) -> DistillRecipe:
+    """The recipe with what the command line changes of the turns, the guidance and the training."""
+    changes = {"guidance_scale": given.guidance, "critic_steps": given.critic_steps}
+    distill = replace(recipe.distill, **{name: value for name, value in changes.items() if value is not None})
+    trainer = with_flags(recipe.trainer, given)
+    if given.critic_rate is not None:
+        critic = replace(trainer.optimisers[CRITIC], learning_rate=given.critic_rate)
+        trainer = replace(trainer, optimisers={**trainer.optimisers, CRITIC: critic})
+    return replace(recipe, distill=distill, trainer=trainer)
+
+
 def networks(recipe: DistillRecipe) -> tuple[DiT, DiT, DiT]:
     """Generator, critic and teacher."""
     generator, teacher = load_dit(recipe.init).float().train(), load_dit(recipe.teacher).float()
@@ -105,10 +125,9 @@ def run(recipe: DistillRecipe, world: World | None = None) -> Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
     watching.add_flags(flags)
-    flags.add_argument("--teacher", required=True, help="the teacher's weights")
+    add_flags(flags)
     flags.add_argument("--critic", help="the critic's weights; without it, it starts as the teacher")
     add_frames_flag(flags)
-    flags.add_argument("--guidance", type=float, help="of the teacher, additive")
     flags.add_argument("--critic-warmup", type=int, help="critic updates before the first of the generator")
     flags.add_argument("--pairs", help="teacher trajectories, whose regression is added to the generator's loss")
     given = flags.parse_args(arguments)
@@ -116,12 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags.error("distillation starts from a causal student: pass --init")
     start(given)
     recipe = config(data=given.data, out=given.out, init=given.init, teacher=given.teacher)
-    changes = {"guidance_scale": given.guidance, "critic_warmup": given.critic_warmup}
-    distill = replace(recipe.distill, **{name: value for name, value in changes.items() if value is not None})
-    distill = replace(distill, anchor_weight=0.25 if given.pairs else 0.0)
-    recipe = replace(
-        recipe, distill=distill, critic=given.critic, pairs=given.pairs, trainer=with_flags(recipe.trainer, given)
-    )
+    recipe = replace(with_distill_flags(recipe, given), critic=given.critic, pairs=given.pairs)
+    distill = replace(recipe.distill, anchor_weight=0.25 if given.pairs else 0.0)
+    if given.critic_warmup is not None:
+        distill = replace(distill, critic_warmup=given.critic_warmup)
+    recipe = replace(recipe, distill=distill)
     recipe = replace(recipe, sampler=with_frames(recipe.sampler, given.frames))
     with joined() as world:
         run(replace(recipe, seed=given.seed or 0, watch=watching.from_flags(given)), world)

@@ -1,0 +1,54 @@
+"""Carry what a stage has learnt over to a newer network: new + (after - before).
+
+    python -m shotstream.recipes.carry_over runs/t2-longer/weights.safetensors --after runs/c1/weights.safetensors \\
+        --before runs/t2/weights.safetensors -o runs/c1-start.safetensors
+
+So the stage before can train on beside the stage after it, and neither has to be done again. Task arithmetic, Ilharco
+et al. 2022 (arXiv:2212.04089). What comes out is a start, to be trained a little more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from shotstream.models.checkpoint import load_dit, save_dit
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def carry_over(newer: Path, after: Path, before: Path, target: Path) -> None:
+    """Write float32 weights. Raises ValueError if the networks are not of one size."""
+    models = {path: load_dit(path).float() for path in (newer, after, before)}
+    result = models[newer]
+    for path, model in models.items():
+        if model.config != result.config:
+            raise ValueError(f"{path} is a network of {model.config}, {newer} of {result.config}: take networks alike")
+    learnt, known = models[after].state_dict(), models[before].state_dict()
+    for name, value in result.state_dict().items():
+        value.add_(learnt[name] - known[name])
+    recipe = {"newer": str(newer), "after": str(after), "before": str(before)}
+    save_dit(target, result, dtype=torch.float32, recipe=json.dumps(recipe), step="0")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("newer", type=Path, help="the network to carry over to")
+    flags.add_argument("--after", type=Path, required=True, help="what the stage made")
+    flags.add_argument("--before", type=Path, required=True, help="what it started from")
+    flags.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    given = flags.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    carry_over(given.newer, given.after, given.before, given.output)
+    log.info("wrote %s", given.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

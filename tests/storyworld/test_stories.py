@@ -158,7 +158,7 @@ def test_captions_fit_the_text_encoder():
     tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(model.get_model_path())
     captions = [story.captions(i) for story in (*STORIES, *UNSEEN) for i in range(len(story.shots))]
     assert max(len(ids) for ids in tokenizer(captions)["input_ids"]) <= 64
-    assert all(len(story.global_caption.split()) < 20 for story in (*STORIES, *UNSEEN))
+    assert all(len(story.global_caption.split()) < 22 for story in (*STORIES, *UNSEEN))
 
 
 def test_a_story_can_be_written_down_and_says_the_same():

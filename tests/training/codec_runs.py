@@ -68,9 +68,12 @@ def weights_of(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def run(out: str) -> None:
-    """Train for a few steps on as many processes as were started, the last one on whole frames."""
+    """Train for a few steps on as many processes as were started, the last one on whole frames.
+
+    At a low rate: Adam turns what rounding leaves of a gradient that is nearly zero into a step of up to the rate.
+    """
     with joined() as world:
-        trainer = make_trainer(Path(out), steps=5, world=world, measure_every=2, crop_steps=4)
+        trainer = make_trainer(Path(out), steps=5, world=world, learning_rate=2e-4, measure_every=2, crop_steps=4)
         trainer.run()
         if world.is_first:
             torch.save(weights_of(trainer), Path(out) / "weights.pt")

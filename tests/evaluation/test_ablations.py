@@ -138,6 +138,7 @@ def test_all_variants_run_and_the_report_is_written(tiny_engine: Engine, tmp_pat
     assert set(runs["long_no_sink"]["by_window"]) == {"1", "2", "3"}
     report = path.with_suffix(".md").read_text()
     assert "chosen minus no_indicator" in report
+    assert f"{FAST.stories} stories of {FAST.shots} shots" in report
     assert "third" in report
     with pytest.raises(ValueError, match="another file"):
         add_result(path, "steps_1", [], replace(FAST, stories=9))

@@ -119,13 +119,22 @@ def write_report(path: Path, runs: Mapping[str, Any], shares: Mapping[str, Any])
 
     Args: runs name -> what `ablations.content_of` gives; shares name -> measure -> story -> share.
     """
-    parts = [INTRO, *_claims(shares), *_better(runs, shares)]
+    parts = [INTRO, *_measured(runs), *_claims(shares), *_better(runs, shares)]
     for group in GROUPS:
         if sum(name in runs for name in group.variants) > 1:
             parts += _group(path, group, runs, shares)
     parts += _long(runs)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts) + "\n")
+
+
+def _measured(runs: Mapping[str, Any]) -> list[str]:
+    """How many stories, on what, and when the last of them."""
+    if not runs:
+        return []
+    last = max((run["measured"] for run in runs.values()), key=lambda measured: str(measured["date"]))
+    stories, shots = last["config"]["stories"], last["config"]["shots"]
+    return [f"{stories} stories of {shots} shots; {last['hardware']}, {last['date']}, commit {last['commit']}.", ""]
 
 
 def difference(shares: Mapping[str, Any], ours: str, other: str, measure: str) -> Measure | None:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def carry_over(newer: Path, after: Path, before: Path, target: Path) -> None:
-    """Write float32 weights. Raises ValueError if the networks are not of one size."""
+    """Write float32 weights. Raises ValueError if the networks are configured differently."""
     models = {path: load_dit(path).float() for path in (newer, after, before)}
     result = models[newer]
     for path, model in models.items():

@@ -136,11 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start(given)
     recipe = config(data=given.data, out=given.out, init=given.init, teacher=given.teacher)
     recipe = replace(with_distill_flags(recipe, given), critic=given.critic, pairs=given.pairs)
-    distill = replace(recipe.distill, anchor_weight=0.25 if given.pairs else 0.0)
-    if given.critic_warmup is not None:
-        distill = replace(distill, critic_warmup=given.critic_warmup)
-    recipe = replace(recipe, distill=distill)
-    recipe = replace(recipe, sampler=with_frames(recipe.sampler, given.frames))
+    warmup = recipe.distill.critic_warmup if given.critic_warmup is None else given.critic_warmup
+    distill = replace(recipe.distill, anchor_weight=0.25 if given.pairs else 0.0, critic_warmup=warmup)
+    recipe = replace(recipe, distill=distill, sampler=with_frames(recipe.sampler, given.frames))
     with joined() as world:
         run(replace(recipe, seed=given.seed or 0, watch=watching.from_flags(given)), world)
     return 0

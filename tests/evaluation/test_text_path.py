@@ -37,6 +37,17 @@ def test_each_caption_has_the_classes_of_what_it_says():
     assert not both.any()
 
 
+def test_more_captions_can_leave_the_coat_to_the_introduction():
+    usual, more = caption_set("train", 24), caption_set("train", 36, told_before=1 / 3)
+    assert int(more.two_people.sum()) == 24
+    assert more.captions[:12] == usual.captions[:12]
+    assert more.captions[24:] == usual.captions[12:]
+    clothing = READ.index("clothing")
+    for caption, row in zip(more.captions[12:24], more.stated[12:24].tolist(), strict=True):
+        introduction = caption.split(".")[0]
+        assert ATTRIBUTES["clothing"][row[clothing]] in introduction
+
+
 def test_a_steer_is_said_from_its_chunk_on():
     for seed in range(40):
         story = sample_story(seed)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shotstream.engine.loading import default_dtype
 from shotstream.models.text import MiniLMEncoder
-from shotstream.storyworld import ATTRIBUTES, HIDDEN, WorldStory, sample_story
+from shotstream.storyworld import ATTRIBUTES, HIDDEN, ShotSpec, WorldStory, sample_story
 from shotstream.storyworld.spec import NOBODY
 
 log = logging.getLogger(__name__)
@@ -43,30 +43,46 @@ class CaptionSet:
     """[S] bool."""
 
 
-def caption_set(split: str, num_captions: int, *, first_seed: int = 0) -> CaptionSet:
+def caption_set(split: str, num_captions: int, *, first_seed: int = 0, told_before: float = 0.0) -> CaptionSet:
     """Composed captions of stories, half of them of shots with two people, of steered shots also before each steer.
 
     In stories two people are rare: as many captions as a readout can be trained on would hold too few to learn who is
     who, and the check would find out about the readout rather than about the text states.
+
+    Args: told_before: share of further captions of two people whose lead's coat only the story's introduction tells;
+        they are one in five of those of two people, and what is learnt last. The rest is halved as before.
     """
-    rows: dict[bool, list[tuple[str, list[int], list[int]]]] = {True: [], False: []}
-    wanted = num_captions // 2
+    rows: dict[str, list[_Row]] = {"two": [], "one": [], "told before": []}
+    special = int(num_captions * told_before)
+    wanted = {"two": (num_captions - special) // 2, "one": (num_captions - special) // 2, "told before": special}
     for seed in count(first_seed):
         story = sample_story(seed, split=split)
         for index, spec in enumerate(story.shots):
-            kind = rows[spec.second_character != NOBODY]
+            kind = "one" if spec.second_character == NOBODY else "two"
+            if kind == "two" and len(rows[kind]) == wanted[kind] and _is_told_before(spec):
+                kind = "told before"
             for chunk in sorted({0, *(change.chunk for change in spec.steers)}):
-                if len(kind) < wanted:
-                    kind.append((story.captions(index, chunk), *_targets(story, index, chunk)))
-        if all(len(kind) == wanted for kind in rows.values()):
+                if len(rows[kind]) < wanted[kind]:
+                    rows[kind].append((story.captions(index, chunk), *_targets(story, index, chunk)))
+        if all(len(rows[kind]) == number for kind, number in wanted.items()):
             break
-    captions, stated, silent = zip(*rows[True], *rows[False], strict=True)
+    two = [*rows["two"], *rows["told before"]]
+    captions, stated, silent = zip(*two, *rows["one"], strict=True)
     return CaptionSet(
         captions=list(captions),
         stated=torch.tensor(stated),
         silent=torch.tensor(silent),
-        two_people=torch.arange(len(captions)) < wanted,
+        two_people=torch.arange(len(captions)) < len(two),
     )
+
+
+_Row = tuple[str, list[int], list[int]]
+"""Caption, classes stated, classes of what is left out."""
+
+
+def _is_told_before(spec: ShotSpec) -> bool:
+    """Whether the lead's coat is told, but not by the shot's own caption."""
+    return "clothing" in spec.stated and spec.clothing not in spec.caption
 
 
 def _targets(story: WorldStory, index: int, chunk: int) -> tuple[list[int], list[int]]:

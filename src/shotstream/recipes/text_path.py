@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, nargs="+", default=[6], help="MiniLM layers to read, 6 is the last")
     parser.add_argument("--hops", type=int, nargs="+", default=[1, 2], help="cross-attention layers of the readouts")
     parser.add_argument("--captions", type=int, default=10000, help="training captions")
+    parser.add_argument(
+        "--told-before", type=float, default=0.0, help="share of them whose coat the introduction tells"
+    )
     parser.add_argument("--heldout-captions", type=int, default=2400)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=1)
@@ -77,14 +80,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
-    train, test = caption_set("train", options.captions), caption_set("heldout", options.heldout_captions)
+    train = caption_set("train", options.captions, told_before=options.told_before)
+    test = caption_set("heldout", options.heldout_captions)
     configs = [ReadoutConfig(steps=options.steps, hops=hops) for hops in options.hops]
     result = {
         "what": "share of held-out captions of which a readout of frozen MiniLM states tells an attribute; "
         "hops: its cross-attention layers",
         "command": f"python -m shotstream.recipes.text_path --layers {' '.join(map(str, options.layers))} "
         f"--hops {' '.join(map(str, options.hops))} "
-        f"--captions {options.captions} --heldout-captions {options.heldout_captions} --steps {options.steps}",
+        f"--captions {options.captions} --told-before {options.told_before} "
+        f"--heldout-captions {options.heldout_captions} --steps {options.steps}",
         "hardware": f"{platform.machine()} CPU, {options.threads} thread",
         "date": datetime.date.today().isoformat(),
         "required": REQUIRED,

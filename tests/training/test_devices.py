@@ -41,8 +41,7 @@ def learn(stage: Stage, steps: int = 1) -> None:
     "samples", [SamplerConfig(context_frames=0, singles=2), SamplerConfig(singles=2), CLIPS], ids=str
 )
 def test_teacher(library: LatentLibrary, elsewhere: torch.device, samples: SamplerConfig) -> None:
-    flow = FlowConfig(own_context=float(samples.context_frames > 0))
-    learn(TeacherStage(DiT(TINY).to(elsewhere), Sampler(library, samples, device=elsewhere), flow))
+    learn(TeacherStage(DiT(TINY).to(elsewhere), Sampler(library, samples, device=elsewhere), FlowConfig()))
 
 
 @pytest.mark.parametrize("changes", [{"guidance": 2.0, "own_history": 1.0}, {"history": "noisy"}], ids=str)

@@ -94,16 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_frames_flag(flags)
     flags.add_argument("part", choices=get_args(Part))
     flags.add_argument("--two-people", type=float, default=0.0, help="share of samples from shots of two people alone")
-    flags.add_argument(
-        "--own-context", type=float, default=0.0, help="share of steps whose memory it draws anew itself"
-    )
     given = flags.parse_args(arguments)
-    if given.own_context and given.part == "frames":
-        flags.error("--own-context is about remembered frames, and `frames` remembers none")
     start(given)
     recipe = config(given.part, data=given.data, out=given.out)
     recipe = replace(recipe, sampler=replace(recipe.sampler, two_people=given.two_people))
-    recipe = replace(recipe, flow=replace(recipe.flow, own_context=given.own_context))
     recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
     recipe = replace(recipe, sampler=with_frames(recipe.sampler, given.frames))
     recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))

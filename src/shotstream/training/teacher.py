@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shotstream.diffusion.flow import add_noise, euler_step, predicted_clean, predicted_velocity
+from shotstream.diffusion.flow import add_noise, euler_step, predicted_velocity
 from shotstream.diffusion.schedule import TIMESTEP_SCALE, FlowSchedule
 from shotstream.models.attention import SegmentAttention
 from shotstream.models.dit import CaptionKV, DiT
@@ -37,16 +37,6 @@ class FlowConfig:
     min_sigma: float = 0.25
     """A clean prediction's error counts 1 / max(sigma, min_sigma)^2. Below, little is left to learn, and weighing it
     up would crowd out the noise levels of a few-step student."""
-    own_context: float = 0.0
-    """Share of the steps at which the network remembers frames as it would draw them itself, see `drawn_anew`: softer
-    ones, of which those tell most that show most. In serving a student remembers its own pictures."""
-    own_sigmas: tuple[float, float] = (0.4, 0.8)
-    """Least and largest noise level from which remembered frames are drawn anew. Below the least they stay as sharp as
-    they were, above the largest they show other people (measured)."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.own_context <= 1:
-            raise ValueError(f"own_context is a share from 0 to 1, got {self.own_context}")
 
 
 class NoisyBatch(NamedTuple):
@@ -57,10 +47,6 @@ class NoisyBatch(NamedTuple):
     """[B, F, C, h, w]."""
     sigma: Tensor
     """[B, F]."""
-    context_noise: Tensor | None = None
-    """[B, K, C, h, w], if remembered frames are to be drawn anew,"""
-    context_sigma: Tensor | None = None
-    """from these levels, [B, K]."""
 
 
 @dataclass
@@ -84,17 +70,10 @@ class TeacherStage:
         data = self.sampler.batch(step, samples)
         noise, sigma = zip(*(self._noise(step, sample, data.target.shape[1:]) for sample in samples), strict=True)
         device = self.sampler.device
-        made = NoisyBatch(data, torch.stack(noise).to(device), torch.stack(sigma).to(device))
-        if generator_at(self.seed, "own context", step).random() >= self.flow.own_context:
-            return made
-        shape = data.context.shape[1:]
-        rngs = [generator_at(self.seed, "context noise", step, sample) for sample in samples]
-        levels = torch.tensor([rng.uniform(*self.flow.own_sigmas) for rng in rngs], dtype=torch.float32)
-        drawn = torch.stack([normal(rng, shape) for rng in rngs]).to(device)
-        return made._replace(context_noise=drawn, context_sigma=levels.to(device)[:, None].expand(-1, shape[0]))
+        return NoisyBatch(data, torch.stack(noise).to(device), torch.stack(sigma).to(device))
 
     def losses(self, batch: NoisyBatch, step: int) -> Iterator[Loss]:
-        data, noise, sigma = self._remembered(batch), batch.noise, batch.sigma
+        data, noise, sigma = batch
         captions = self.model.encode_captions(data.text)
         noisy = add_noise(data.target, noise, sigma)
         output = self.predict(data, noisy, sigma, captions)
@@ -103,13 +82,6 @@ class TeacherStage:
         with torch.no_grad():
             plain = velocity_loss(output, data.target, noise, sigma, **how)
         yield Loss(weighted.mean(), {"velocity_loss": plain.mean()})
-
-    def _remembered(self, batch: NoisyBatch) -> Batch:
-        """The data with remembered frames as this step wants them."""
-        if batch.context_noise is None or batch.context_sigma is None:
-            return batch.data
-        context = drawn_anew(self.model, batch.data, batch.context_noise, batch.context_sigma)
-        return batch.data._replace(context=context)
 
     @torch.no_grad()
     def sample(self, data: Batch, noise: Tensor, *, num_steps: int, guidance_scale: float) -> Tensor:
@@ -195,36 +167,6 @@ def next_shot_output(
         attention=attention,
     )
     return output[:, context:]
-
-
-@torch.no_grad()
-def drawn_anew(model: DiT, data: Batch, noise: Tensor, sigma: Tensor) -> Tensor:
-    """The remembered frames as the network would draw them: noised, and made clean in one pass.
-
-    Each is drawn for itself, from its own caption and without memory, so that its level alone decides how much of it is
-    kept. Empty places stay empty.
-
-    Args: noise [B, K, C, h, w]; sigma [B, K]. Returns: [B, K, C, h, w].
-    """
-    remembered = noise.shape[1]
-    rows, columns = model.config.grid(*noise.shape[-2:])
-    no_captions = torch.zeros_like(data.caption_ids[:, :remembered])
-    no_shots = torch.zeros_like(data.shot_ids[:, :remembered])
-    alone = data._replace(
-        context=torch.zeros_like(data.context),
-        caption_ids=torch.cat([no_captions, data.caption_ids[:, :remembered]], dim=1),
-        shot_ids=torch.cat([no_shots, no_shots + 1], dim=1),
-    )
-    attention = SegmentAttention(
-        sizes=(remembered, *(1,) * remembered),
-        tokens_per_frame=rows * columns,
-        visible=((0,), *((0, 1 + i) for i in range(remembered))),
-    )
-    positions = torch.tensor([[*range(remembered), *[remembered] * remembered]], device=noise.device)
-    noisy = add_noise(data.context, noise, sigma)
-    output = next_shot_output(model, alone, noisy, sigma, model.encode_captions(data.text), attention, positions)
-    empty = (data.context == 0).flatten(2).all(2)[:, :, None, None, None]
-    return torch.where(empty, data.context, predicted_clean(output, noisy, sigma, model.config.prediction))
 
 
 def _sizes(context: int, frames: int) -> tuple[int, ...]:

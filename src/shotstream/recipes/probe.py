@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from shotstream.engine.loading import default_dtype
 from shotstream.models.codec import Codec
 from shotstream.models.tiny_codec import TinyCodec
 from shotstream.recipes.runs import parser, start, with_flags
@@ -52,9 +51,8 @@ def config(out: str, codec: str | None = None) -> ProbeRecipe:
 def run(recipe: ProbeRecipe) -> ProbeScores | None:
     """Train, or go on training; when the run is complete, score the averaged weights and write `probe.safetensors`."""
     torch.manual_seed(recipe.seed)
-    probe = started_from(Path(recipe.init), recipe.probe) if recipe.init else Probe(recipe.probe)
-    dtype = default_dtype(torch.device("cpu"))
-    codec = TinyCodec.load(Path(recipe.codec), dtype=dtype) if recipe.codec else None
+    probe = load_probe(Path(recipe.init))[0].requires_grad_(True).train() if recipe.init else Probe(recipe.probe)
+    codec = TinyCodec.load(Path(recipe.codec), dtype=torch.bfloat16) if recipe.codec else None
     stage = ProbeStage(probe, recipe.data, recipe.seed, codec)
     trainer: Trainer[ProbeBatch] = Trainer(stage, recipe.trainer, recipe=recipe)
     outcome = trainer.run()
@@ -62,16 +60,6 @@ def run(recipe: ProbeRecipe) -> ProbeScores | None:
         return None
     with trainer.emas["model"].applied(probe):
         return _finish(probe.eval(), codec, recipe, outcome.step)
-
-
-def started_from(path: Path, config: ProbeConfig) -> Probe:
-    """A trained probe to go on with; one without glances reads as before until its new ones are trained."""
-    trained = load_probe(path)[0]
-    if trained.config == config or not config.glances:
-        return trained.requires_grad_(True).train()
-    probe = Probe(replace(trained.config, glances=config.glances))
-    probe.load_state_dict(probe.state_dict() | trained.state_dict())
-    return probe.train()
 
 
 def _finish(probe: Probe, codec: Codec | None, recipe: ProbeRecipe, step: int) -> ProbeScores:
@@ -89,11 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__, data=False)
     flags.add_argument("--codec", help="codec that part of the frames, and all test frames, pass through")
     flags.add_argument("--test-chunks", type=int, default=400)
-    flags.add_argument("--glances", type=int, default=4, help="further queries of each attribute")
     given = flags.parse_args(arguments)
     start(given)
     recipe = config(given.out, given.codec)
-    recipe = replace(recipe, probe=replace(recipe.probe, glances=given.glances))
     recipe = replace(recipe, trainer=with_flags(recipe.trainer, given), init=given.init, seed=given.seed or 0)
     run(replace(recipe, test_chunks=given.test_chunks))
     return 0

@@ -4,8 +4,7 @@ It looks at one chunk at a time, four of its frames stacked as channels, so that
 from how things move; a still picture counts as four equal frames. Each attribute has a query of its own that attends
 to where in the picture it can be read. Trained on renders (`shotstream.recipes.probe`); only torch is needed to use it.
 
-N chunks · T pixel frames of a chunk · K frames looked at · C channels · E width of the features · A attributes ·
-S cells · G glances
+N chunks · T pixel frames of a chunk · K frames looked at · C channels · E width of the features · A attributes
 """
 
 from __future__ import annotations
@@ -43,9 +42,6 @@ class ProbeConfig:
     blocks: tuple[int, int] = (2, 2)
     """Residual blocks at strides 8 and 16."""
     channels_per_norm_group: int = 16
-    glances: int = 0
-    """Further queries of each attribute that know where they look, and whose answers a small network reads together:
-    how a place is arranged is not told by any one spot."""
 
     def __post_init__(self) -> None:
         unknown = set(self.attributes) - set(ATTRIBUTES)
@@ -70,33 +66,6 @@ class _Block(nn.Module):
         return out
 
 
-class _Glancing(nn.Module):
-    """What several looks at a picture add to each attribute's logits; nothing before it is trained."""
-
-    def __init__(self, config: ProbeConfig, channels: int, *, width: int = 64) -> None:
-        super().__init__()
-        attributes, glances = len(config.attributes), config.glances
-        cells = (HEIGHT // STRIDE) * (WIDTH // STRIDE)
-        self.positions = nn.Parameter(torch.randn(cells, channels) / channels**0.5)
-        self.queries = nn.Parameter(torch.randn(attributes, glances, channels) / channels**0.5)
-        self.value = nn.Linear(channels, width)
-        self.heads = nn.ModuleList(_silent(glances * width, width, len(ATTRIBUTES[name])) for name in config.attributes)
-
-    def forward(self, x_NSE: Tensor) -> list[Tensor]:
-        """Logits [N, classes] of each attribute, of cells [N, S, E]."""
-        x_NSE = x_NSE + self.positions
-        scores_NAGS = torch.einsum("age,nse->nags", self.queries, x_NSE)
-        seen_NAGV = torch.einsum("nags,nsv->nagv", scores_NAGS.softmax(-1), F.silu(self.value(x_NSE)))
-        return [head(seen_NAGV[:, i].flatten(1)) for i, head in enumerate(self.heads)]
-
-
-def _silent(width: int, hidden: int, classes: int) -> nn.Sequential:
-    """A network of one hidden layer that answers zero until it is trained."""
-    last = nn.Linear(hidden, classes, bias=False)
-    nn.init.zeros_(last.weight)
-    return nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), last)
-
-
 class Probe(nn.Module):
     """Frames in, one distribution per attribute out."""
 
@@ -117,43 +86,35 @@ class Probe(nn.Module):
         self.queries = nn.Parameter(torch.randn(len(config.attributes), channels) / channels**0.5)
         self.value = nn.Linear(channels, channels)
         self.heads = nn.ModuleList(nn.Linear(channels, len(ATTRIBUTES[name])) for name in config.attributes)
-        self.glancing = _Glancing(config, channels) if config.glances else None
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, frames_NKHWC: Tensor) -> Tensor:
         """What each attribute's query sees, [N, A, E], of uint8 frames or floats in [0, 1] [N, K, H, W, 3]."""
-        return self._look(self._cells(frames_NKHWC))[0]
+        return self._look(frames_NKHWC)[0]
 
     def logits_and_scores(self, frames_NKHWC: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Logits as `forward` gives them, and how much each query is drawn to each cell, [N, A, S], before softmax.
 
         S = 12 x 20 cells of 16 x 16 pixels, row by row.
         """
-        x_NSE = self._cells(frames_NKHWC)
-        seen_NAE, scores_NAS = self._look(x_NSE)
-        return self._logits(seen_NAE, x_NSE), scores_NAS
+        seen_NAE, scores_NAS = self._look(frames_NKHWC)
+        return self._logits(seen_NAE), scores_NAS
 
-    def _cells(self, frames_NKHWC: Tensor) -> Tensor:
+    def _look(self, frames_NKHWC: Tensor) -> tuple[Tensor, Tensor]:
         self._check(frames_NKHWC)
         x = frames_NKHWC.float() / 255 if frames_NKHWC.dtype == torch.uint8 else frames_NKHWC
         x_NCHW = (x * 4 - 2).movedim(-1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        x_NSE: Tensor = self.norm(self.trunk(x_NCHW)).flatten(2).transpose(1, 2)
-        return x_NSE
-
-    def _look(self, x_NSE: Tensor) -> tuple[Tensor, Tensor]:
+        x_NSE = self.norm(self.trunk(x_NCHW)).flatten(2).transpose(1, 2)
         scores_NAS = torch.einsum("ae,nse->nas", self.queries, x_NSE)
         return torch.einsum("nas,nse->nae", scores_NAS.softmax(-1), F.silu(self.value(x_NSE))), scores_NAS
 
     def forward(self, frames_NKHWC: Tensor) -> dict[str, Tensor]:
         """Logits [N, classes] per attribute, classes in the order of `ATTRIBUTES`."""
-        x_NSE = self._cells(frames_NKHWC)
-        return self._logits(self._look(x_NSE)[0], x_NSE)
+        return self._logits(self.features(frames_NKHWC))
 
-    def _logits(self, seen_NAE: Tensor, x_NSE: Tensor) -> dict[str, Tensor]:
-        logits = [head(seen_NAE[:, i]) for i, head in enumerate(self.heads)]
-        if self.glancing is not None:
-            logits = [one + more for one, more in zip(logits, self.glancing(x_NSE), strict=True)]
-        return dict(zip(self.config.attributes, logits, strict=True))
+    def _logits(self, seen_NAE: Tensor) -> dict[str, Tensor]:
+        names = self.config.attributes
+        return {name: head(seen_NAE[:, i]) for i, (name, head) in enumerate(zip(names, self.heads, strict=True))}
 
     @torch.no_grad()
     def read(self, frames_NTHWC: Tensor) -> list[dict[str, str]]:
@@ -167,9 +128,8 @@ class Probe(nn.Module):
     @torch.no_grad()
     def read_features(self, frames_NKHWC: Tensor) -> tuple[list[dict[str, str]], Tensor]:
         """What `read` gives, and what it is read from (`features`), of frames already chosen."""
-        x_NSE = self._cells(frames_NKHWC)
-        seen_NAE = self._look(x_NSE)[0]
-        best = {name: logit.argmax(-1).tolist() for name, logit in self._logits(seen_NAE, x_NSE).items()}
+        seen_NAE = self.features(frames_NKHWC)
+        best = {name: logit.argmax(-1).tolist() for name, logit in self._logits(seen_NAE).items()}
         return [{name: ATTRIBUTES[name][best[name][i]] for name in best} for i in range(len(frames_NKHWC))], seen_NAE
 
     def _check(self, frames: Tensor) -> None:

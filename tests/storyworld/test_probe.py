@@ -13,8 +13,17 @@ from safetensors.torch import save_file
 pytest.importorskip("skia", reason="the drawn world needs skia-python: pip install 'shotstream[world]'")
 
 from shotstream.models.checkpoint import read_tensors
+from shotstream.recipes.probe import started_from
 from shotstream.storyworld import ATTRIBUTES, held_out_pairs, sample_story
-from shotstream.storyworld.probe import Probe, ProbeConfig, ProbeScores, frames_looked_at, load_probe, save_probe
+from shotstream.storyworld.probe import (
+    FACE_ATTRIBUTES,
+    Probe,
+    ProbeConfig,
+    ProbeScores,
+    frames_looked_at,
+    load_probe,
+    save_probe,
+)
 from shotstream.training.probe import (
     UNSEEN,
     ProbeDataConfig,
@@ -29,6 +38,7 @@ from shotstream.training.probe import (
 )
 
 SMALL = ProbeConfig(widths=(8, 16, 16), blocks=(1, 1))
+LOOKING_TWICE = replace(SMALL, face_pixels=32)
 SCORES = ProbeScores(accuracy={"mark": {"wide": 0.99, "medium": 0.5}}, still_accuracy={"mark": {"wide": 0.9}})
 
 
@@ -56,14 +66,57 @@ def test_pictures_of_another_size_are_refused():
         Probe(SMALL).read(torch.zeros(1, 12, 96, 160, 3, dtype=torch.uint8))
 
 
-def test_a_saved_probe_reads_the_same(tmp_path: Path):
-    probe = Probe(SMALL)
-    probe.load_state_dict({name: value.bfloat16().float() for name, value in probe.state_dict().items()})
+@pytest.mark.parametrize("config", [SMALL, LOOKING_TWICE], ids=["once", "twice"])
+def test_a_saved_probe_reads_the_same(config: ProbeConfig, tmp_path: Path):
+    probe = Probe(config)
+    with torch.no_grad():
+        for name, value in probe.named_parameters():
+            if name.startswith("face_look.heads"):
+                value.normal_()
+    rounded_to_bfloat16(probe)
     save_probe(probe, tmp_path / "probe.safetensors", SCORES)
     again, scores = load_probe(tmp_path / "probe.safetensors")
     frames = torch.randint(0, 255, (1, 4, 192, 320, 3), dtype=torch.uint8)
     torch.testing.assert_close(again.features(frames), probe.features(frames))
+    torch.testing.assert_close(again(frames), probe(frames))
     assert scores == SCORES
+
+
+def rounded_to_bfloat16(probe: Probe) -> Probe:
+    probe.load_state_dict({name: value.bfloat16().float() for name, value in probe.state_dict().items()})
+    return probe
+
+
+def test_a_probe_that_is_to_look_twice_reads_as_before_and_only_learns_about_faces(tmp_path: Path):
+    plain = rounded_to_bfloat16(Probe(SMALL))
+    save_probe(plain, tmp_path / "probe.safetensors", SCORES)
+    probe = started_from(tmp_path / "probe.safetensors", LOOKING_TWICE)
+    frames = torch.randint(0, 255, (2, 4, 192, 320, 3), dtype=torch.uint8)
+    before = plain(frames)
+    torch.testing.assert_close(probe(frames), before)
+    optimiser = torch.optim.SGD([p for p in probe.parameters() if p.requires_grad], lr=1.0)
+    torch.stack([logit.square().sum() for logit in probe(frames).values()]).sum().backward()
+    optimiser.step()
+    changed = {name for name, logit in probe(frames).items() if not torch.equal(logit, before[name])}
+    assert changed == set(FACE_ATTRIBUTES)
+
+
+def test_the_second_look_is_at_the_face():
+    """A picture of one bright square: the more a query is drawn to it, the better it is cut out."""
+    probe = Probe(LOOKING_TWICE)
+    frames = torch.zeros(1, 4, 192, 320, 3)
+    frames[:, :, 64:96, 192:224] = 1.0
+    scores = torch.full((1, 12, 20), -30.0)
+    scores[:, 4:6, 12:14] = 0.0
+    centre, side = probe._face(torch.tensor([[30.0, 0.0, 0.0]]), scores.flatten(1))
+    torch.testing.assert_close(centre, torch.tensor([[208.0, 80.0]]))
+    assert side == pytest.approx(52, abs=0.1)
+    seen = {}
+    probe.face_look.net.register_forward_pre_hook(lambda _, inputs: seen.update(face=inputs[0]))
+    probe.face_look(probe._picture(frames), centre, side)
+    bright = (seen["face"][0, 0] > 0).float()
+    assert bright.mean() == pytest.approx((32 / 52) ** 2, abs=0.03)
+    torch.testing.assert_close(bright, bright.flip(0, 1))
 
 
 def test_a_missing_probe_says_how_to_get_one(tmp_path: Path):

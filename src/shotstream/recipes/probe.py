@@ -1,9 +1,11 @@
 """Train the probe, which reads every attribute of the drawn world back from frames.
 
     python -m shotstream.recipes.probe --out runs/probe --minutes 45
-    python -m shotstream.recipes.probe --out runs/probe2 --init runs/probe/probe.safetensors --codec codec.safetensors
+    python -m shotstream.recipes.probe --out runs/two --init runs/probe/probe.safetensors --codec codec.safetensors
+    python -m shotstream.recipes.probe --out runs/face --init runs/two/probe.safetensors --codec codec.safetensors --face
 
-The second command goes on with frames that passed through the codec, which is what generated ones look like.
+The second command goes on with frames that passed through the codec, which is what generated ones look like. The third
+adds a second look at the face, and trains nothing else: all other readings stay as they are.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from shotstream.engine.loading import default_dtype
 from shotstream.models.codec import Codec
 from shotstream.models.tiny_codec import TinyCodec
 from shotstream.recipes.runs import parser, start, with_flags
@@ -51,8 +54,9 @@ def config(out: str, codec: str | None = None) -> ProbeRecipe:
 def run(recipe: ProbeRecipe) -> ProbeScores | None:
     """Train, or go on training; when the run is complete, score the averaged weights and write `probe.safetensors`."""
     torch.manual_seed(recipe.seed)
-    probe = load_probe(Path(recipe.init))[0].requires_grad_(True).train() if recipe.init else Probe(recipe.probe)
-    codec = TinyCodec.load(Path(recipe.codec), dtype=torch.bfloat16) if recipe.codec else None
+    probe = started_from(Path(recipe.init), recipe.probe) if recipe.init else Probe(recipe.probe)
+    dtype = default_dtype(torch.device("cpu"))
+    codec = TinyCodec.load(Path(recipe.codec), dtype=dtype) if recipe.codec else None
     stage = ProbeStage(probe, recipe.data, recipe.seed, codec)
     trainer: Trainer[ProbeBatch] = Trainer(stage, recipe.trainer, recipe=recipe)
     outcome = trainer.run()
@@ -60,6 +64,18 @@ def run(recipe: ProbeRecipe) -> ProbeScores | None:
         return None
     with trainer.emas["model"].applied(probe):
         return _finish(probe.eval(), codec, recipe, outcome.step)
+
+
+def started_from(path: Path, config: ProbeConfig) -> Probe:
+    """A trained probe to go on with. If it is to get a second look at the face, that alone will be trained."""
+    trained = load_probe(path)[0]
+    if trained.config.face_pixels or not config.face_pixels:
+        return trained.requires_grad_(True).train()
+    probe = Probe(replace(trained.config, face_pixels=config.face_pixels))
+    probe.load_state_dict(probe.state_dict() | trained.state_dict())
+    for name, parameter in probe.named_parameters():
+        parameter.requires_grad_(name.startswith("face_look."))
+    return probe.train()
 
 
 def _finish(probe: Probe, codec: Codec | None, recipe: ProbeRecipe, step: int) -> ProbeScores:
@@ -77,9 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__, data=False)
     flags.add_argument("--codec", help="codec that part of the frames, and all test frames, pass through")
     flags.add_argument("--test-chunks", type=int, default=400)
+    flags.add_argument("--face", action="store_true", help="with a second look at the face")
+    flags.add_argument(
+        "--codec-share", type=float, help="share of the samples that pass through the codec (default 0.6)"
+    )
     given = flags.parse_args(arguments)
     start(given)
     recipe = config(given.out, given.codec)
+    if given.face:
+        recipe = replace(recipe, probe=replace(recipe.probe, face_pixels=64))
+    if given.codec_share is not None:
+        recipe = replace(recipe, data=replace(recipe.data, codec_share=given.codec_share))
     recipe = replace(recipe, trainer=with_flags(recipe.trainer, given), init=given.init, seed=given.seed or 0)
     run(replace(recipe, test_chunks=given.test_chunks))
     return 0

@@ -2,7 +2,8 @@
 
 It looks at one chunk at a time, four of its frames stacked as channels, so that actions and camera motion can be told
 from how things move; a still picture counts as four equal frames. Each attribute has a query of its own that attends
-to where in the picture it can be read. Trained on renders (`shotstream.recipes.probe`); only torch is needed to use it.
+to where in the picture it can be read. A second look at the face, at full resolution, tells what cells of 16 pixels are
+too coarse for. Trained on renders (`shotstream.recipes.probe`); only torch is needed to use it.
 
 N chunks · T pixel frames of a chunk · K frames looked at · C channels · E width of the features · A attributes
 """
@@ -42,6 +43,8 @@ class ProbeConfig:
     blocks: tuple[int, int] = (2, 2)
     """Residual blocks at strides 8 and 16."""
     channels_per_norm_group: int = 16
+    face_pixels: int = 0
+    """Pixels a side of the second look, at the face alone; 0: there is none."""
 
     def __post_init__(self) -> None:
         unknown = set(self.attributes) - set(ATTRIBUTES)
@@ -66,6 +69,55 @@ class _Block(nn.Module):
         return out
 
 
+FACE_ATTRIBUTES = ("character", "expression", "angle")
+"""What a second look at the face may tell."""
+_FACE_SIDES = {"wide": 52.0, "medium": 116.0, "close-up": 220.0}
+"""Pixels a side of what is looked at again, by framing: a face and two thirds as much around it."""
+
+
+def _silent(width: int, classes: int) -> nn.Linear:
+    """A layer that answers zero until it is trained."""
+    layer = nn.Linear(width, classes)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class _FaceLook(nn.Module):
+    """Logits from the face in the frames, cut out where a query looks; none before it is trained."""
+
+    def __init__(self, config: ProbeConfig) -> None:
+        super().__init__()
+        group, side = config.channels_per_norm_group, config.face_pixels
+        fine, coarse = 3 * group, 6 * group
+        self.side = side
+        self.net = nn.Sequential(
+            nn.Conv2d(3 * config.num_frames, fine, 5, stride=2, padding=2),
+            _Block(fine, group),
+            nn.Conv2d(fine, coarse, 3, stride=2, padding=1),
+            _Block(coarse, group),
+            nn.Conv2d(coarse, coarse, 3, stride=2, padding=1),
+            _Block(coarse, group),
+            nn.GroupNorm(coarse // group, coarse),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(coarse * (-(-side // 8)) ** 2, coarse),
+            nn.SiLU(),
+        )
+        self.heads = nn.ModuleList(_silent(coarse, len(ATTRIBUTES[name])) for name in FACE_ATTRIBUTES)
+
+    def forward(self, x_NCHW: Tensor, centre_N2: Tensor, side_N: Tensor) -> dict[str, Tensor]:
+        """Args: centre (x, y) and side in pixels. Returns logits [N, classes] by attribute."""
+        scale = torch.tensor([WIDTH, HEIGHT], device=x_NCHW.device)
+        theta_N23 = x_NCHW.new_zeros(len(x_NCHW), 2, 3)
+        theta_N23[:, [0, 1], [0, 1]] = side_N[:, None] / scale
+        theta_N23[:, :, 2] = 2 * centre_N2 / scale - 1
+        grid = F.affine_grid(theta_N23, [len(x_NCHW), x_NCHW.shape[1], self.side, self.side], align_corners=False)
+        face = F.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        seen: Tensor = self.net(face)
+        return {name: head(seen) for name, head in zip(FACE_ATTRIBUTES, self.heads, strict=True)}
+
+
 class Probe(nn.Module):
     """Frames in, one distribution per attribute out."""
 
@@ -86,35 +138,53 @@ class Probe(nn.Module):
         self.queries = nn.Parameter(torch.randn(len(config.attributes), channels) / channels**0.5)
         self.value = nn.Linear(channels, channels)
         self.heads = nn.ModuleList(nn.Linear(channels, len(ATTRIBUTES[name])) for name in config.attributes)
+        self.face_look = _FaceLook(config) if config.face_pixels else None
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, frames_NKHWC: Tensor) -> Tensor:
         """What each attribute's query sees, [N, A, E], of uint8 frames or floats in [0, 1] [N, K, H, W, 3]."""
-        return self._look(frames_NKHWC)[0]
+        return self._look(self._picture(frames_NKHWC))[0]
 
     def logits_and_scores(self, frames_NKHWC: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Logits as `forward` gives them, and how much each query is drawn to each cell, [N, A, S], before softmax.
 
         S = 12 x 20 cells of 16 x 16 pixels, row by row.
         """
-        seen_NAE, scores_NAS = self._look(frames_NKHWC)
-        return self._logits(seen_NAE), scores_NAS
+        x_NCHW = self._picture(frames_NKHWC)
+        seen_NAE, scores_NAS = self._look(x_NCHW)
+        return self._logits(x_NCHW, seen_NAE, scores_NAS), scores_NAS
 
-    def _look(self, frames_NKHWC: Tensor) -> tuple[Tensor, Tensor]:
+    def _picture(self, frames_NKHWC: Tensor) -> Tensor:
         self._check(frames_NKHWC)
         x = frames_NKHWC.float() / 255 if frames_NKHWC.dtype == torch.uint8 else frames_NKHWC
-        x_NCHW = (x * 4 - 2).movedim(-1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        return (x * 4 - 2).movedim(-1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+    def _look(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         x_NSE = self.norm(self.trunk(x_NCHW)).flatten(2).transpose(1, 2)
         scores_NAS = torch.einsum("ae,nse->nas", self.queries, x_NSE)
         return torch.einsum("nas,nse->nae", scores_NAS.softmax(-1), F.silu(self.value(x_NSE))), scores_NAS
 
     def forward(self, frames_NKHWC: Tensor) -> dict[str, Tensor]:
         """Logits [N, classes] per attribute, classes in the order of `ATTRIBUTES`."""
-        return self._logits(self.features(frames_NKHWC))
+        return self.logits_and_scores(frames_NKHWC)[0]
 
-    def _logits(self, seen_NAE: Tensor) -> dict[str, Tensor]:
+    def _logits(self, x_NCHW: Tensor, seen_NAE: Tensor, scores_NAS: Tensor) -> dict[str, Tensor]:
         names = self.config.attributes
-        return {name: head(seen_NAE[:, i]) for i, (name, head) in enumerate(zip(names, self.heads, strict=True))}
+        logits = {name: head(seen_NAE[:, i]) for i, (name, head) in enumerate(zip(names, self.heads, strict=True))}
+        if self.face_look is not None:
+            centre_N2, side_N = self._face(logits["framing"], scores_NAS[:, names.index("expression")])
+            more = self.face_look(x_NCHW, centre_N2, side_N)
+            logits |= {name: logits[name] + more[name] for name in more}
+        return logits
+
+    @torch.no_grad()
+    def _face(self, framing_logits: Tensor, scores_NS: Tensor) -> tuple[Tensor, Tensor]:
+        """Centre (x, y) [N, 2] of the face and side [N] of what is around it, in pixels."""
+        cells = torch.arange(scores_NS.shape[-1], device=scores_NS.device)
+        places_S2 = torch.stack([cells % (WIDTH // STRIDE), cells // (WIDTH // STRIDE)], 1)
+        centre_N2 = scores_NS.softmax(-1) @ ((places_S2 + 0.5) * STRIDE)
+        sides = framing_logits.new_tensor([_FACE_SIDES[name] for name in ATTRIBUTES["framing"]])
+        return centre_N2, framing_logits.softmax(-1) @ sides
 
     @torch.no_grad()
     def read(self, frames_NTHWC: Tensor) -> list[dict[str, str]]:
@@ -128,8 +198,10 @@ class Probe(nn.Module):
     @torch.no_grad()
     def read_features(self, frames_NKHWC: Tensor) -> tuple[list[dict[str, str]], Tensor]:
         """What `read` gives, and what it is read from (`features`), of frames already chosen."""
-        seen_NAE = self.features(frames_NKHWC)
-        best = {name: logit.argmax(-1).tolist() for name, logit in self._logits(seen_NAE).items()}
+        x_NCHW = self._picture(frames_NKHWC)
+        seen_NAE, scores_NAS = self._look(x_NCHW)
+        logits = self._logits(x_NCHW, seen_NAE, scores_NAS)
+        best = {name: logit.argmax(-1).tolist() for name, logit in logits.items()}
         return [{name: ATTRIBUTES[name][best[name][i]] for name in best} for i in range(len(frames_NKHWC))], seen_NAE
 
     def _check(self, frames: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Train the probe, which reads every attribute of the drawn world back from frames.
 
-    python -m shotstream.recipes.probe --out runs/probe --minutes 45
-    python -m shotstream.recipes.probe --out runs/two --init runs/probe/probe.safetensors --codec codec.safetensors
-    python -m shotstream.recipes.probe --out runs/face --init runs/two/probe.safetensors --codec codec.safetensors --face
+    python -m shotstream.recipes.probe --out runs/one --minutes 45
+    python -m shotstream.recipes.probe --out runs/two --init runs/one/probe.safetensors --codec CODEC
+    python -m shotstream.recipes.probe --out runs/face --init runs/two/probe.safetensors --codec CODEC --face
 
 The second command goes on with frames that passed through the codec, which is what generated ones look like. The third
 adds a second look at the face, and trains nothing else: all other readings stay as they are.
@@ -67,9 +67,9 @@ def run(recipe: ProbeRecipe) -> ProbeScores | None:
 
 
 def started_from(path: Path, config: ProbeConfig) -> Probe:
-    """A trained probe to go on with. If it is to get a second look at the face, that alone will be trained."""
+    """A trained probe to go on with. If it is to look at the face again, that look alone is trained."""
     trained = load_probe(path)[0]
-    if trained.config.face_pixels or not config.face_pixels:
+    if not config.face_pixels:
         return trained.requires_grad_(True).train()
     probe = Probe(replace(trained.config, face_pixels=config.face_pixels))
     probe.load_state_dict(probe.state_dict() | trained.state_dict())
@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--codec", help="codec that part of the frames, and all test frames, pass through")
     flags.add_argument("--test-chunks", type=int, default=400)
     flags.add_argument("--face", action="store_true", help="with a second look at the face")
+    flags.add_argument("--repeats", type=int, help="how often a rendered batch is used (default 6)")
     flags.add_argument(
         "--codec-share", type=float, help="share of the samples that pass through the codec (default 0.6)"
     )
@@ -102,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = config(given.out, given.codec)
     if given.face:
         recipe = replace(recipe, probe=replace(recipe.probe, face_pixels=64))
-    if given.codec_share is not None:
-        recipe = replace(recipe, data=replace(recipe.data, codec_share=given.codec_share))
+    changed = {name: getattr(given, name) for name in ("codec_share", "repeats") if getattr(given, name) is not None}
+    recipe = replace(recipe, data=replace(recipe.data, **changed))
     recipe = replace(recipe, trainer=with_flags(recipe.trainer, given), init=given.init, seed=given.seed or 0)
     run(replace(recipe, test_chunks=given.test_chunks))
     return 0

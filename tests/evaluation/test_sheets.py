@@ -11,7 +11,17 @@ from PIL import Image
 pytest.importorskip("skia", reason="sheets draw the truth: pip install 'shotstream[eval]'")
 
 from shotstream.engine.stream import Engine
-from shotstream.evaluation.sheets import CAPTION_HEIGHT, PICTURES, best_and_worst, sheet, story_rows, write_sheets
+from shotstream.evaluation.film import rendered
+from shotstream.evaluation.sheets import (
+    CAPTION_HEIGHT,
+    PICTURES,
+    _small,
+    best_and_worst,
+    overview,
+    sheet,
+    story_rows,
+    write_sheets,
+)
 from shotstream.storyworld import sample_story
 
 
@@ -30,6 +40,16 @@ def test_sheets_are_written_one_per_story(tiny_engine: Engine, tmp_path: Path):
     paths = write_sheets({"student": tiny_engine}, tmp_path / "media", stories=[3])
     assert [path.name for path in paths] == ["story-03.jpg"]
     assert Image.open(paths[0]).width == PICTURES * tiny_engine.preset.width
+
+
+def test_an_overview_has_a_row_per_story_from_best_to_worst(tiny_engine: Engine):
+    height, width = tiny_engine.preset.height // 2, tiny_engine.preset.width // 2
+    bar = CAPTION_HEIGHT // 2
+    picture = overview(tiny_engine, {3: 0.5, 7: 0.75})
+    assert picture.shape == (2 * (bar + height), 8 * width, 3)
+    first = rendered(sample_story(7, num_shots=4, split="heldout"), 0, height=2 * height, width=2 * width)
+    difference = picture[bar : bar + height, :width].astype(int) - _small(first)
+    assert np.abs(difference).max() == 0
 
 
 def test_no_model_is_an_error(tmp_path: Path):

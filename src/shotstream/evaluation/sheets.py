@@ -1,10 +1,11 @@
 """Contact sheets of held-out stories: the truth, the codec's copy of it, the teacher and the student, row by row.
 
     python -m shotstream.evaluation.sheets -o docs/media
-    python -m shotstream.evaluation.sheets -o out --models student --best-and-worst docs/results/storyworld.stories.json
+    python -m shotstream.evaluation.sheets -o out --models student --best-and-worst storyworld.stories.json
+    python -m shotstream.evaluation.sheets -o docs/media --models student --overview storyworld.stories.json
 
 The same six stories every time, so that sheets of different models can be laid side by side; or the best and the worst
-of 24 fixed stories, by the shares that the suite gave them.
+of 24 fixed stories, by the shares that the suite gave them; or all of these 24 in one picture, from best to worst.
 """
 
 from __future__ import annotations
@@ -97,23 +98,54 @@ def write_sheets(engines: Mapping[str, Engine], folder: Path, stories: Sequence[
     return paths
 
 
+def overview(engine: Engine, shares: Mapping[int, float]) -> Pixels:
+    """A row per story, best first: on the left its shots in truth, on the right as filmed, the middle frame of each.
+
+    Args: shares by story, which decide the order and are written beside it.
+    """
+    rows = []
+    for number in sorted(shares, key=lambda n: (-shares[n], n)):
+        story = sample_story(number, num_shots=SHOTS, split="heldout")
+        truth = [
+            rendered(story, index, height=engine.preset.height, width=engine.preset.width)
+            for index in range(len(story.shots))
+        ]
+        pictures = [_small(shot) for shot in [*truth, *film(engine, story, Take(seed=story.seed))]]
+        heading = f"story {number}, {shares[number]:.0%} of what is said | {story.global_caption}"
+        row = np.concatenate(pictures, axis=1)
+        rows += [_bar(heading, row.shape[1])[: CAPTION_HEIGHT // 2], row]
+    return np.concatenate(rows)
+
+
+def _small(shot: FilmedShot) -> Pixels:
+    """The middle frame at half its size."""
+    frame = Image.fromarray(shot.frames[len(shot.frames) // 2])
+    return np.asarray(frame.resize((frame.width // 2, frame.height // 2), Image.Resampling.LANCZOS))
+
+
 def best_and_worst(per_story: Mapping[str, Mapping[str, float]], count: int = 3) -> tuple[list[int], list[int]]:
     """Numbers of the stories that follow their captions best and worst, of those fixed; best first, worst first.
 
     Raises: ValueError if fewer of them were measured than are asked for.
     """
+    shares = shares_said(per_story)
+    if len(shares) < 2 * count:
+        raise ValueError(
+            f"{len(shares)} of the {len(FIXED)} fixed stories were measured, need {2 * count}: evaluate them"
+        )
+    ranked = sorted(shares, key=lambda number: (-shares[number], number))
+    return ranked[:count], ranked[::-1][:count]
+
+
+def shares_said(per_story: Mapping[str, Mapping[str, float]]) -> dict[int, float]:
+    """How far each of the fixed stories follows its captions: the mean over what they say, attributes alike."""
     shares: dict[int, list[float]] = {}
     for name, stories in per_story.items():
         if name.startswith("said/"):
             for number, share in stories.items():
                 if int(number) in FIXED:
                     shares.setdefault(int(number), []).append(share)
-    if len(shares) < 2 * count:
-        raise ValueError(
-            f"{len(shares)} of the {len(FIXED)} fixed stories were measured, need {2 * count}: evaluate them"
-        )
-    ranked = sorted(shares, key=lambda number: (-float(np.mean(shares[number])), number))
-    return ranked[:count], ranked[::-1][:count]
+    return {number: float(np.mean(values)) for number, values in shares.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of the teacher")
     parser.add_argument("--stories", type=int, nargs="+", default=STORIES)
     parser.add_argument("--best-and-worst", type=Path, help="shares of single stories, as `evaluate` writes them")
+    parser.add_argument("--overview", type=Path, help="the same shares, for one picture of all fixed stories")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from shotstream.engine.loading import load
@@ -138,6 +171,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for name in options.models
     }
+    if options.overview is not None:
+        measured = json.loads(options.overview.read_text())[options.models[-1]]
+        picture = overview(engines[options.models[-1]], shares_said(measured))
+        Image.fromarray(picture).save(options.output / "overview.jpg", quality=88)
+        return
     if options.best_and_worst is None:
         write_sheets(engines, options.output, options.stories)
         return

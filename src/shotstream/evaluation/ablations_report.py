@@ -129,12 +129,18 @@ def write_report(path: Path, runs: Mapping[str, Any], shares: Mapping[str, Any])
 
 
 def _measured(runs: Mapping[str, Any]) -> list[str]:
-    """How many stories, on what, and when the last of them."""
+    """How many stories, and which variants on what machine, by which code and until when."""
     if not runs:
         return []
-    last = max((run["measured"] for run in runs.values()), key=lambda measured: str(measured["date"]))
-    stories, shots = last["config"]["stories"], last["config"]["shots"]
-    return [f"{stories} stories of {shots} shots; {last['hardware']}, {last['date']}, commit {last['commit']}.", ""]
+    together: dict[tuple[str, str], list[str]] = {}
+    for name, run in runs.items():
+        together.setdefault((run["measured"]["hardware"], run["measured"]["commit"]), []).append(name)
+    config = next(iter(runs.values()))["measured"]["config"]
+    lines = [f"{config['stories']} stories of {config['shots']} shots.", ""]
+    for (hardware, commit), names in together.items():
+        last = max(str(runs[name]["measured"]["date"]) for name in names)
+        lines.append(f"- {', '.join(names)}: {hardware}, {last}, commit {commit}")
+    return [*lines, ""]
 
 
 def difference(shares: Mapping[str, Any], ours: str, other: str, measure: str) -> Measure | None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from shotstream.engine.loading import choose_device, default_precision
 from shotstream.evaluation.journal import Features, Findings, StoryResult
 from shotstream.evaluation.metrics import (
     Measure,
@@ -230,11 +231,12 @@ def circumstances() -> dict[str, Any]:
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    precision = default_precision(choose_device())
     return {
         "date": datetime.datetime.now().isoformat(timespec="minutes"),
         "commit": commit or "unknown",
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "hardware": f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "hardware": f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {precision}",
         "load_average": os.getloadavg()[0],
     }
 

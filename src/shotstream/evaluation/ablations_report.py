@@ -132,14 +132,15 @@ def _measured(runs: Mapping[str, Any]) -> list[str]:
     """How many stories, and which variants on what machine, by which code and until when."""
     if not runs:
         return []
-    together: dict[tuple[str, str], list[str]] = {}
+    together: dict[str, list[str]] = {}
     for name, run in runs.items():
-        together.setdefault((run["measured"]["hardware"], run["measured"]["commit"]), []).append(name)
+        together.setdefault(run["measured"]["hardware"], []).append(name)
     config = next(iter(runs.values()))["measured"]["config"]
     lines = [f"{config['stories']} stories of {config['shots']} shots.", ""]
-    for (hardware, commit), names in together.items():
+    for hardware, names in together.items():
         last = max(str(runs[name]["measured"]["date"]) for name in names)
-        lines.append(f"- {', '.join(names)}: {hardware}, {last}, commit {commit}")
+        commits = dict.fromkeys(str(runs[name]["measured"]["commit"]) for name in names)
+        lines.append(f"- {', '.join(names)}: {hardware}, until {last}, commit {', '.join(commits)}")
     return [*lines, ""]
 
 

@@ -178,7 +178,7 @@ def _add_preset_options(parser: argparse.ArgumentParser, presets: str = "storywo
     parser.add_argument("--weights", type=Path, help="a folder with the preset's files, or a file for the model alone")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument(
-        "--threads", type=int, help="on the CPU, at most 4 by default: all CPUs, or half where measured to be as fast"
+        "--threads", type=int, help="on the CPU; default: half of the logical CPUs, without bfloat16 all; at most 4"
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,45 +15,32 @@ from shotstream.engine import loading
 from shotstream.engine.loading import keep_freed_memory, load, reserve_heap, serving_threads, share_one_heap
 
 
-@pytest.fixture(autouse=True)
-def not_measured_yet() -> Iterator[None]:
-    serving_threads.cache_clear()
-    yield
-    serving_threads.cache_clear()
-
-
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
-    """Pretends to be a machine with so many logical CPUs, where twice the threads are so much faster."""
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, torch.dtype], None]:
+    """Pretends to be a machine with so many logical CPUs, fast in this dtype."""
 
-    def pretend(logical: int, gain: float) -> None:
+    def pretend(logical: int, dtype: torch.dtype) -> None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(logical)), raising=False)
-        monkeypatch.setattr(loading, "_seconds_for_products", lambda threads: threads ** -math.log2(gain))
+        monkeypatch.setattr(loading, "default_dtype", lambda device: dtype)
 
     return pretend
 
 
 @pytest.mark.parametrize(("logical", "threads"), [(1, 1), (2, 1), (4, 2), (8, 4), (64, 4)])
-def test_half_of_the_logical_cpus_make_the_picture_where_two_share_a_core(
-    machine: Callable[[int, float], None], logical: int, threads: int
+def test_half_of_the_logical_cpus_make_the_picture_where_bfloat16_is_native(
+    machine: Callable[[int, torch.dtype], None], logical: int, threads: int
 ) -> None:
-    machine(logical, 1.05)
+    machine(logical, torch.bfloat16)
     assert serving_threads() == threads
 
 
 @pytest.mark.parametrize(("logical", "threads"), [(1, 1), (2, 2), (3, 3), (4, 4), (64, 4)])
-def test_all_logical_cpus_make_the_picture_where_they_are_cores(
-    machine: Callable[[int, float], None], logical: int, threads: int
+def test_all_logical_cpus_make_the_picture_in_float32(
+    machine: Callable[[int, torch.dtype], None], logical: int, threads: int
 ) -> None:
-    machine(logical, 1.9)
+    machine(logical, torch.float32)
     assert serving_threads() == threads
-
-
-def test_threads_are_measured_without_changing_their_number() -> None:
-    before = torch.get_num_threads()
-    assert 0 < loading._seconds_for_products(before + 1) < 10
-    assert torch.get_num_threads() == before
 
 
 def test_who_sets_omp_num_threads_decides(monkeypatch: pytest.MonkeyPatch) -> None:

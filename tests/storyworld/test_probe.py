@@ -119,6 +119,11 @@ def test_the_second_look_is_at_the_face():
     torch.testing.assert_close(bright, bright.flip(0, 1))
 
 
+def test_a_second_look_needs_what_it_looks_by():
+    with pytest.raises(ValueError, match="framing"):
+        replace(LOOKING_TWICE, attributes=("character", "expression", "angle"))
+
+
 def test_a_missing_probe_says_how_to_get_one(tmp_path: Path):
     with pytest.raises(ValueError, match="train probe"):
         load_probe(tmp_path / "none.safetensors")

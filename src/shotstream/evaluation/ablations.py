@@ -13,19 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from shotstream.engine.stream import Engine
 from shotstream.evaluation import cuts
 from shotstream.evaluation.ablations_report import write_report
 from shotstream.evaluation.film import Take, film
 from shotstream.evaluation.journal import Findings, Journal, StoryResult
-from shotstream.evaluation.metrics import Measure, Tally, sharpness
+from shotstream.evaluation.metrics import Measure, Tally, mean_of_attributes, sharpness
 from shotstream.evaluation.questions import counts
 from shotstream.evaluation.readers import Reader
 from shotstream.evaluation.report import circumstances, measures_of, plain, pooled, rounded
@@ -169,16 +167,6 @@ def _means(tally: Tally) -> dict[str, Measure]:
     for story, value in mean_of_attributes(tally.per_story()).items():
         mean.note("following", story, value)
     return mean.measures()
-
-
-def mean_of_attributes(per_story: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
-    """Story -> mean share over the attributes that its captions say."""
-    values: dict[int, list[float]] = {}
-    for name, stories in per_story.items():
-        if name.startswith("said/"):
-            for story, value in stories.items():
-                values.setdefault(story, []).append(value)
-    return {story: float(np.mean(group)) for story, group in values.items()}
 
 
 def add_result(path: Path, name: str, stories: Sequence[StoryResult], config: AblationConfig) -> None:

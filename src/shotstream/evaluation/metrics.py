@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -279,3 +280,13 @@ def frechet_measure(
     low, high = centred_interval(value, drawn, draws=FRECHET_DRAWS, seed=seed)
     count = sum(len(part) for part in ours.values())
     return Measure(value=value, low=low, high=high, count=count, stories=len(ours))
+
+
+def mean_of_attributes(per_story: Mapping[str, Mapping[Any, float]]) -> dict[int, float]:
+    """Story -> mean share over the attributes that its captions say. Stories may be named as JSON does, by text."""
+    values: dict[int, list[float]] = {}
+    for name, stories in per_story.items():
+        if name.startswith("said/"):
+            for story, value in stories.items():
+                values.setdefault(int(story), []).append(value)
+    return {story: float(np.mean(group)) for story, group in values.items()}

@@ -29,6 +29,7 @@ from shotstream.evaluation.metrics import (
     Tally,
     entropy_measure,
     frechet_measure,
+    mean_of_attributes,
     of_ceiling,
     paired_mean,
 )
@@ -190,16 +191,8 @@ def paired_differences(student: Mapping[str, Any], teacher: Mapping[str, Any]) -
     }
     found = {name: measure for name, measure in shared.items() if measure}
     names = [name for name in found if name.startswith("said/")]
-    mean = paired_mean(*(_mean_of_attributes(model, names) for model in (student, teacher)))
+    mean = paired_mean(*(mean_of_attributes({name: model[name] for name in names}) for model in (student, teacher)))
     return ({"mean_of_attributes": mean} if mean else {}) | found
-
-
-def _mean_of_attributes(model: Mapping[str, Any], names: Sequence[str]) -> dict[int, float]:
-    values: dict[int, list[float]] = {}
-    for name in names:
-        for story, value in _stories(model[name]).items():
-            values.setdefault(story, []).append(value)
-    return {story: float(np.mean(group)) for story, group in values.items()}
 
 
 def _stories(values: Mapping[Any, float]) -> dict[int, float]:

@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shotstream.engine.stream import Engine
 from shotstream.evaluation.film import FilmedShot, Take, film, rendered, through_codec
-from shotstream.storyworld import WorldStory, sample_story
+from shotstream.evaluation.metrics import mean_of_attributes
+from shotstream.storyworld import WorldStory, render_frame, sample_story
 
 log = logging.getLogger(__name__)
 
@@ -106,21 +107,22 @@ def overview(engine: Engine, shares: Mapping[int, float]) -> Pixels:
     rows = []
     for number in sorted(shares, key=lambda n: (-shares[n], n)):
         story = sample_story(number, num_shots=SHOTS, split="heldout")
+        filmed = [shot.frames for shot in film(engine, story, Take(seed=story.seed))]
+        size = {"height": engine.preset.height, "width": engine.preset.width}
         truth = [
-            rendered(story, index, height=engine.preset.height, width=engine.preset.width)
-            for index in range(len(story.shots))
+            render_frame(spec, len(frames) // 2, **size).pixels
+            for spec, frames in zip(story.shots, filmed, strict=True)
         ]
-        pictures = [_small(shot) for shot in [*truth, *film(engine, story, Take(seed=story.seed))]]
+        pictures = [_halved(frame) for frame in [*truth, *(frames[len(frames) // 2] for frames in filmed)]]
         heading = f"story {number}, {shares[number]:.0%} of what is said | {story.global_caption}"
         row = np.concatenate(pictures, axis=1)
         rows += [_bar(heading, row.shape[1])[: CAPTION_HEIGHT // 2], row]
     return np.concatenate(rows)
 
 
-def _small(shot: FilmedShot) -> Pixels:
-    """The middle frame at half its size."""
-    frame = Image.fromarray(shot.frames[len(shot.frames) // 2])
-    return np.asarray(frame.resize((frame.width // 2, frame.height // 2), Image.Resampling.LANCZOS))
+def _halved(frame_HWC: Pixels) -> Pixels:
+    height, width, _ = frame_HWC.shape
+    return np.asarray(Image.fromarray(frame_HWC).resize((width // 2, height // 2), Image.Resampling.LANCZOS))
 
 
 def best_and_worst(per_story: Mapping[str, Mapping[str, float]], count: int = 3) -> tuple[list[int], list[int]]:
@@ -139,13 +141,7 @@ def best_and_worst(per_story: Mapping[str, Mapping[str, float]], count: int = 3)
 
 def shares_said(per_story: Mapping[str, Mapping[str, float]]) -> dict[int, float]:
     """How far each of the fixed stories follows its captions: the mean over what they say, attributes alike."""
-    shares: dict[int, list[float]] = {}
-    for name, stories in per_story.items():
-        if name.startswith("said/"):
-            for number, share in stories.items():
-                if int(number) in FIXED:
-                    shares.setdefault(int(number), []).append(share)
-    return {number: float(np.mean(values)) for number, values in shares.items()}
+    return {number: share for number, share in mean_of_attributes(per_story).items() if number in FIXED}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -174,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.overview is not None:
         measured = json.loads(options.overview.read_text())[options.models[-1]]
         picture = overview(engines[options.models[-1]], shares_said(measured))
+        options.output.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(options.output / "overview.jpg", quality=88)
         return
     if options.best_and_worst is None:

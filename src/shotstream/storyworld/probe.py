@@ -28,6 +28,8 @@ FORMAT = "shotstream.probe.1"
 HEIGHT, WIDTH = 192, 320
 STRIDE = 16
 """Pixels a side of a cell that queries attend to."""
+FACE_ATTRIBUTES = ("character", "expression", "angle")
+"""What a second look at the face may tell."""
 NEEDED_ACCURACY = 0.97
 """An attribute is scored at a framing where the probe reads it this well from renders through the codec."""
 
@@ -52,6 +54,8 @@ class ProbeConfig:
             raise ValueError(f"the world has no attributes {sorted(unknown)}: it has {', '.join(ATTRIBUTES)}")
         if any(width % self.channels_per_norm_group for width in self.widths[1:]):
             raise ValueError(f"widths {self.widths} must be multiples of {self.channels_per_norm_group}")
+        if self.face_pixels and (missing := {*FACE_ATTRIBUTES, "framing"} - set(self.attributes)):
+            raise ValueError(f"a second look at the face needs the attributes {sorted(missing)}, or face_pixels=0")
 
 
 class _Block(nn.Module):
@@ -69,8 +73,6 @@ class _Block(nn.Module):
         return out
 
 
-FACE_ATTRIBUTES = ("character", "expression", "angle")
-"""What a second look at the face may tell."""
 _FACE_SIDES = {"wide": 52.0, "medium": 116.0, "close-up": 220.0}
 """Pixels a side of what is looked at again, by framing: a face and two thirds as much around it."""
 
@@ -150,9 +152,14 @@ class Probe(nn.Module):
 
         S = 12 x 20 cells of 16 x 16 pixels, row by row.
         """
+        logits, _, scores_NAS = self._read(frames_NKHWC)
+        return logits, scores_NAS
+
+    def _read(self, frames_NKHWC: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Logits, what the queries see and how much they are drawn to each cell."""
         x_NCHW = self._picture(frames_NKHWC)
         seen_NAE, scores_NAS = self._look(x_NCHW)
-        return self._logits(x_NCHW, seen_NAE, scores_NAS), scores_NAS
+        return self._logits(x_NCHW, seen_NAE, scores_NAS), seen_NAE, scores_NAS
 
     def _picture(self, frames_NKHWC: Tensor) -> Tensor:
         self._check(frames_NKHWC)
@@ -166,7 +173,7 @@ class Probe(nn.Module):
 
     def forward(self, frames_NKHWC: Tensor) -> dict[str, Tensor]:
         """Logits [N, classes] per attribute, classes in the order of `ATTRIBUTES`."""
-        return self.logits_and_scores(frames_NKHWC)[0]
+        return self._read(frames_NKHWC)[0]
 
     def _logits(self, x_NCHW: Tensor, seen_NAE: Tensor, scores_NAS: Tensor) -> dict[str, Tensor]:
         names = self.config.attributes
@@ -198,9 +205,7 @@ class Probe(nn.Module):
     @torch.no_grad()
     def read_features(self, frames_NKHWC: Tensor) -> tuple[list[dict[str, str]], Tensor]:
         """What `read` gives, and what it is read from (`features`), of frames already chosen."""
-        x_NCHW = self._picture(frames_NKHWC)
-        seen_NAE, scores_NAS = self._look(x_NCHW)
-        logits = self._logits(x_NCHW, seen_NAE, scores_NAS)
+        logits, seen_NAE, _ = self._read(frames_NKHWC)
         best = {name: logit.argmax(-1).tolist() for name, logit in logits.items()}
         return [{name: ATTRIBUTES[name][best[name][i]] for name in best} for i in range(len(frames_NKHWC))], seen_NAE
 

@@ -20,7 +20,7 @@ from shotstream.evaluation.ablations import TRAINED
 from shotstream.models.checkpoint import config_of, load_dit, save_dit
 from shotstream.models.dit import DiT
 from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
-from shotstream.recipes.ablations import ABLATIONS, Start, changed, recipe_of, run, stages
+from shotstream.recipes.ablations import ABLATIONS, Start, changed, real_recipe, recipe_of, run, stages
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Start:
         out=str(folder / "runs"),
         walk_shots=2,
         batch=2,
+        real_steps=2,
         steps=2,
     )
 
@@ -58,11 +59,20 @@ def test_everything_that_is_measured_as_trained_can_be_trained():
     assert set(ABLATIONS) == set(TRAINED)
 
 
-def test_all_fine_tunes_take_the_same_time(common: Start):
+def test_all_fine_tunes_of_a_kind_are_equally_long(common: Start):
     for ablation in ABLATIONS.values():
+        if ablation.intra_share is None:
+            trainer = real_recipe(common, Path("runs")).trainer
+            assert (trainer.steps, trainer.minutes) == (common.real_steps, None)
+            continue
         recipes = [recipe_of(stage, ablation, common, Path("runs")) for stage in stages(ablation)]
         assert sum(recipe.trainer.minutes or 0 for recipe in recipes) == common.minutes
         assert all(recipe.distill.critic_warmup == 0 for recipe in recipes)
+
+
+def test_a_distillation_says_which_files_it_lacks(common: Start):
+    with pytest.raises(ValueError, match="both_stages is a distillation: pass --teacher FILE, --codec FILE"):
+        run("both_stages", replace(common, teacher=None, codec=None, out=f"{common.out}/none"))
 
 
 def test_a_learnable_embedding_starts_as_nothing(tiny_dit: DiT):

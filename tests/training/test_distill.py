@@ -40,12 +40,12 @@ ROLLOUT = RolloutConfig(timesteps=TIMESTEPS, slab=SLAB)
 SHOTS = SamplerConfig(target_frames=6, captions_only=True, context_noise=0.05)
 
 
-def lively(seed: int) -> DiT:
+def lively(seed: int, **changes: object) -> DiT:
     """A random network whose gates are open, so that every path matters."""
     torch.manual_seed(seed)
-    model = DiT(replace(TINY, num_layers=2))
+    model = DiT(replace(TINY, num_layers=2, **changes))
     for name, parameter in model.named_parameters():
-        if name.endswith("modulation"):
+        if name.endswith(("modulation", "opening")):
             torch.nn.init.normal_(parameter, std=0.5)
     return model
 
@@ -60,8 +60,9 @@ def distill_stage(library: LatentLibrary, **changes: object) -> DistillStage:
     return DistillStage(lively(1), lively(2), lively(3), replace(config, **changes), Sampler(library, SHOTS))
 
 
-def test_block_causal_training_reads_what_the_serving_caches_hold(library: LatentLibrary):
-    model, config = lively(0), CausalConfig(timesteps=TIMESTEPS, chunk_frames=2)
+@pytest.mark.parametrize("network", [{}, {"theta": 0.0, "opening_embedding": True}], ids=["theta", "embedding"])
+def test_block_causal_training_reads_what_the_serving_caches_hold(library: LatentLibrary, network: dict[str, object]):
+    model, config = lively(0, **network), CausalConfig(timesteps=TIMESTEPS, chunk_frames=2)
     data = Sampler(library, replace(SHOTS, captions_only=False)).batch(0, range(3))
     stage = RealCausalStage(model, config, sampler=Sampler(library, replace(SHOTS, captions_only=False)))
     batch = stage.batch(0, range(3))

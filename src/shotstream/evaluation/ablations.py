@@ -65,6 +65,7 @@ TRAINED = (
     "theta_1_3",
     "theta_1",
     "context_9",
+    "both_stages",
     "stage_1_only",
     "stage_2_only",
 )

@@ -306,16 +306,20 @@ class DiT(nn.Module):
         captions: CaptionKV,
         caption_ids_BF: Tensor,
         attention: SelfAttention,
+        opening_F: Tensor | None = None,
     ) -> Tensor:
         """The raw prediction (see `config.prediction`) for every frame, [B, F, C, h, w].
 
         Args: timesteps 0..1000; positions are temporal positions, shot_ids the indicator's shot numbers;
-            caption_ids index `captions` (any row may use any caption); attention says which frames read which.
+            caption_ids index `captions` (any row may use any caption); attention says which frames read which;
+            opening, bool: which frames are of a shot's first chunk (`config.opening_embedding`), None: none.
         """
         batch, frames = latents_BFChw.shape[:2]
         rotary = self.rotary(positions_BF, shot_ids_BF, *latents_BFChw.shape[-2:])
         per_frame = captions.select(caption_ids_BF.expand(batch, frames).flatten())
-        output = self.forward_tokens(latents_BFChw, self.embed_time(timesteps_BF), rotary, per_frame, attention)
+        time = self.embed_time(timesteps_BF)
+        opening = False if opening_F is None else opening_F
+        output = self.forward_tokens(latents_BFChw, time, rotary, per_frame, attention, opening=opening)
         assert output is not None
         return output
 
@@ -328,18 +332,18 @@ class DiT(nn.Module):
         attention: SelfAttention,
         *,
         keys_only: bool = False,
-        opening: bool = False,
+        opening: bool | Tensor = False,
     ) -> Tensor | None:
         """The same with prepared inputs, as the streaming loop calls it.
 
         Args: captions already selected, one per batch row or one per frame (rows B or B * F).
             keys_only: stop once the last block's keys are stored; returns None.
-            opening: whether these frames are a shot's first chunk (`config.opening_embedding`).
+            opening: whether these frames are a shot's first chunk (`config.opening_embedding`); or which, bool [F].
         """
         height, width = self.config.grid(*latents_BFChw.shape[-2:])
         x = self._patchify(latents_BFChw)
-        if opening and self.opening is not None:
-            x = x + self.opening.to(x.dtype)
+        if self.opening is not None and opening is not False:
+            x = x + self._opening(opening).to(x.dtype)
         last = len(self.blocks) - 1
         for layer, block in enumerate(self._layers):
             if keys_only and layer == last:
@@ -404,6 +408,11 @@ class DiT(nn.Module):
             elif parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter.flatten(1))
         return self
+
+    def _opening(self, opening: Literal[True] | Tensor) -> Tensor:
+        """What is added to the tokens of a shot's first chunk, [E], or to those of some frames, [F, 1, E]."""
+        assert self.opening is not None
+        return self.opening if opening is True else opening[:, None, None] * self.opening
 
     def _patchify(self, latents_BFChw: Tensor) -> Tensor:
         _, p, q = self.config.patch_size

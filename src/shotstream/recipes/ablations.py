@@ -1,10 +1,13 @@
-"""Fine-tunes that differ in one thing: equally long, from the same student, critic and teacher.
+"""Fine-tunes that differ in one thing: equally long, from the same student.
 
-    python -m shotstream.recipes.ablations theta_1_3 --data latents --init runs/d1/generator.safetensors \\
+    python -m shotstream.recipes.ablations theta_1_3 --data latents --init student.safetensors --out runs/ablations
+    python -m shotstream.recipes.ablations stage_1_only --data latents --init runs/d1/generator.safetensors \\
         --critic runs/d1/critic.safetensors --teacher teacher.safetensors --codec codec.safetensors --out runs/ablations
 
-Leaves OUT/NAME/student.safetensors, which `python -m shotstream.evaluation.ablations NAME --weights` measures. Only the
-student is changed: teacher and critic say what is likely, and keep telling shots apart as they learnt to.
+Another shot indicator is learnt on real shots, as the causal stage does; what stages of distillation are worth, by
+distillation. Leaves OUT/NAME/student.safetensors, which `python -m shotstream.evaluation.ablations NAME --weights`
+measures. Only the student is changed: teacher and critic say what is likely, and keep telling shots apart as they
+learnt to.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from shotstream.models.checkpoint import load_dit, save_dit
+from shotstream.models.checkpoint import config_of, load_dit, save_dit
 from shotstream.models.dit import DiT
-from shotstream.recipes import inter_shot, intra_shot
+from shotstream.recipes import causal_init, inter_shot, intra_shot
+from shotstream.recipes.causal_init import CausalRecipe
 from shotstream.recipes.intra_shot import DistillRecipe
 from shotstream.recipes.runs import start
 from shotstream.training.distill import CRITIC, GENERATOR
@@ -30,7 +34,8 @@ from shotstream.training.trainer import TrainerConfig
 log = logging.getLogger(__name__)
 
 ENOUGH_STEPS = 1_000_000
-"""Time ends a fine-tune, not steps."""
+"""Time ends a distillation, not steps."""
+Stage = Literal["real", "intra", "inter"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +46,9 @@ class Ablation:
     """Fields of the student's `DiTConfig` that are changed."""
     context_frames: int | None = None
     """Places of the global cache, if not the preset's."""
-    intra_share: float = 0.5
-    """Of the time: stage 1, on true history. The rest is stage 2, on the student's own."""
+    intra_share: float | None = None
+    """Of the time of a distillation: stage 1, on true history. The rest is stage 2, on the student's own. None: no
+    distillation, but real shots."""
 
 
 ABLATIONS: dict[str, Ablation] = {
@@ -52,8 +58,9 @@ ABLATIONS: dict[str, Ablation] = {
     "theta_1_12": Ablation(network={"theta": 1 / 12}),
     "theta_1_3": Ablation(network={"theta": 1 / 3}),
     "theta_1": Ablation(network={"theta": 1.0}),
-    # Stage 1 would need latents that were encoded with nine frames in mind; compare with stage_2_only.
+    # Real shots would need latents that were encoded with nine frames in mind; compare with stage_2_only.
     "context_9": Ablation(context_frames=9, intra_share=0.0),
+    "both_stages": Ablation(intra_share=0.5),
     "stage_1_only": Ablation(intra_share=1.0),
     "stage_2_only": Ablation(intra_share=0.0),
 }
@@ -66,22 +73,27 @@ class Start:
     data: str
     init: str
     """The student that all start from."""
-    critic: str
-    teacher: str
-    codec: str
     out: str
+    critic: str | None = None
+    """For distillation, like `teacher` and `codec`."""
+    teacher: str | None = None
+    codec: str | None = None
     minutes: float = 20.0
+    """Of a distillation, both stages together."""
     walk_shots: int = 4
     batch: int = 8
     seed: int = 0
+    compiled: bool = False
+    real_steps: int = 240
+    """Of a fine-tune on real shots: about 20 minutes of one core with bfloat16."""
     steps: int = ENOUGH_STEPS
-    """Of each stage."""
+    """Of each stage of a distillation."""
 
 
 def run(name: str, common: Start) -> Path:
     """Fine-tune by this name, or return what an earlier run made: the student's file.
 
-    Raises: ValueError for an unknown name.
+    Raises: ValueError for an unknown name, or a distillation that lacks a file.
     """
     if name not in ABLATIONS:
         raise ValueError(f"there is no ablation {name!r}: choose from {', '.join(ABLATIONS)}")
@@ -89,14 +101,19 @@ def run(name: str, common: Start) -> Path:
     finished = folder / "student.safetensors"
     if finished.is_file():
         return finished
+    _check_files(name, ablation, common)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(common.seed)
     student, critic = folder / "start.safetensors", common.critic
     save_dit(student, changed(load_dit(common.init), ablation.network), dtype=torch.float32)
     for stage in stages(ablation):
-        recipe = recipe_of(stage, ablation, replace(common, init=str(student), critic=critic), folder)
-        (intra_shot if stage == "intra" else inter_shot).run(recipe)
-        student, critic = folder / stage / f"{GENERATOR}.safetensors", str(folder / stage / f"{CRITIC}.safetensors")
+        now = replace(common, init=str(student), critic=critic)
+        if stage == "real":
+            causal_init.run(real_recipe(now, folder))
+            student = folder / stage / "weights.safetensors"
+        else:
+            (intra_shot if stage == "intra" else inter_shot).run(recipe_of(stage, ablation, now, folder))
+            student, critic = folder / stage / f"{GENERATOR}.safetensors", str(folder / stage / f"{CRITIC}.safetensors")
     shutil.copyfile(student, finished)
     log.info("measure it: python -m shotstream.evaluation.ablations %s --weights %s", name, finished)
     return finished
@@ -109,13 +126,45 @@ def changed(model: DiT, network: dict[str, Any]) -> DiT:
     return other
 
 
-def stages(ablation: Ablation) -> tuple[str, ...]:
-    shares = {"intra": ablation.intra_share, "inter": 1 - ablation.intra_share}
+def _check_files(name: str, ablation: Ablation, common: Start) -> None:
+    needed = () if ablation.intra_share is None else ("critic", "teacher", "codec")
+    missing = [f"--{file} FILE" for file in needed if getattr(common, file) is None]
+    if missing:
+        raise ValueError(f"{name} is a distillation: pass {', '.join(missing)}")
+
+
+def stages(ablation: Ablation) -> tuple[Stage, ...]:
+    if ablation.intra_share is None:
+        return ("real",)
+    shares: dict[Stage, float] = {"intra": ablation.intra_share, "inter": 1 - ablation.intra_share}
     return tuple(stage for stage, share in shares.items() if share)
 
 
-def recipe_of(stage: str, ablation: Ablation, common: Start, folder: Path) -> DistillRecipe:
+def real_recipe(common: Start, folder: Path) -> CausalRecipe:
+    """The causal stage once more: openings of a shot, partly on history of the student's own, with guidance."""
+    recipe = causal_init.config("real", data=common.data, out=str(folder / "real"))
+    recipe = causal_init.with_guidance(recipe, 2.0)
+    optimisers = {"model": replace(recipe.trainer.optimisers["model"], learning_rate=5e-4)}
+    return replace(
+        recipe,
+        init=common.init,
+        dit=config_of(common.init),
+        causal=replace(recipe.causal, own_history=0.3),
+        sampler=replace(recipe.sampler, lengths=(3, 3, 6, 12), target_frames=12, two_people=0.25),
+        trainer=replace(
+            recipe.trainer, optimisers=optimisers, steps=common.real_steps, batch_size=common.batch, save_minutes=3.0
+        ),
+        compiled=common.compiled,
+        seed=common.seed,
+    )
+
+
+def recipe_of(stage: Stage, ablation: Ablation, common: Start, folder: Path) -> DistillRecipe:
     """One stage's recipe. Its critic goes on from a trained one, so the student learns from the first step on."""
+    assert common.teacher
+    assert common.critic
+    assert common.codec
+    assert ablation.intra_share is not None
     out = str(folder / stage)
     files = {"data": common.data, "init": common.init, "teacher": common.teacher}
     if stage == "intra":
@@ -151,13 +200,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, meaning in {
         "data": "folder of latents",
         "init": "the student that all start from",
-        "critic": "its critic",
-        "teacher": "the teacher's weights",
-        "codec": "the codec that the latents were made with",
         "out": "folder of these runs",
     }.items():
         flags.add_argument(f"--{name}", required=True, help=meaning)
-    flags.add_argument("--minutes", type=float, default=20.0, help="of each fine-tune, both stages together")
+    for name, meaning in {
+        "critic": "for distillation: the student's critic",
+        "teacher": "for distillation: the teacher's weights",
+        "codec": "for distillation: the codec that the latents were made with",
+    }.items():
+        flags.add_argument(f"--{name}", help=meaning)
+    flags.add_argument("--minutes", type=float, default=20.0, help="of each distillation, both stages together")
+    flags.add_argument("--real-steps", type=int, default=240, help="of each fine-tune on real shots")
+    flags.add_argument("--compile", action="store_true", dest="compiled", help="torch.compile (not for distillation)")
     flags.add_argument("--walk-shots", type=int, default=4)
     flags.add_argument("--batch", type=int, default=8)
     flags.add_argument("--seed", type=int, default=0)

@@ -117,6 +117,7 @@ def block_causal_output(
         captions=captions,
         caption_ids_BF=data.caption_ids[:, order],
         attention=causal_attention(model, noisy, remembered, config, detached_history=detached_history),
+        opening_F=(order >= remembered) & (order < remembered + config.chunk_frames),
     )
     return output[:, remembered + copies :]
 

@@ -2,8 +2,9 @@
 
 It looks at one chunk at a time, four of its frames stacked as channels, so that actions and camera motion can be told
 from how things move; a still picture counts as four equal frames. Each attribute has a query of its own that attends
-to where in the picture it can be read. A second look at the face, at full resolution, tells what cells of 16 pixels are
-too coarse for. Trained on renders (`shotstream.recipes.probe`); only torch is needed to use it.
+to where in the picture it can be read. Second looks, at the face, the body and the place as a whole, tell what cells of
+16 pixels are too coarse for, and what lies in how things are arranged. Trained on renders (`shotstream.recipes.probe`);
+only torch is needed to use it.
 
 N chunks · T pixel frames of a chunk · K frames looked at · C channels · E width of the features · A attributes
 """
@@ -11,10 +12,12 @@ N chunks · T pixel frames of a chunk · K frames looked at · C channels · E w
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +31,14 @@ FORMAT = "shotstream.probe.1"
 HEIGHT, WIDTH = 192, 320
 STRIDE = 16
 """Pixels a side of a cell that queries attend to."""
-FACE_ATTRIBUTES = ("character", "expression", "angle")
-"""What a second look at the face may tell."""
+LOOKS: dict[str, tuple[str, ...]] = {
+    "face": ("character", "expression", "angle"),
+    "body": ("action", "angle"),
+    "place": ("layout", "camera_motion", "tint"),
+}
+"""Second looks, and what each may tell: what it says is added to what the first look says."""
+ALONE = ("action",)
+"""What a second look tells without the first, whose guesses it would never get away from."""
 NEEDED_ACCURACY = 0.97
 """An attribute is scored at a framing where the probe reads it this well from renders through the codec."""
 
@@ -46,7 +55,11 @@ class ProbeConfig:
     """Residual blocks at strides 8 and 16."""
     channels_per_norm_group: int = 16
     face_pixels: int = 0
-    """Pixels a side of the second look, at the face alone; 0: there is none."""
+    """Pixels a side of the second look at the face; 0: there is none."""
+    body_pixels: int = 0
+    """Pixels a side of the one at the body."""
+    place_pixels: int = 0
+    """Height in pixels of the one at the whole frame."""
 
     def __post_init__(self) -> None:
         unknown = set(self.attributes) - set(ATTRIBUTES)
@@ -54,8 +67,23 @@ class ProbeConfig:
             raise ValueError(f"the world has no attributes {sorted(unknown)}: it has {', '.join(ATTRIBUTES)}")
         if any(width % self.channels_per_norm_group for width in self.widths[1:]):
             raise ValueError(f"widths {self.widths} must be multiples of {self.channels_per_norm_group}")
-        if self.face_pixels and (missing := {*FACE_ATTRIBUTES, "framing"} - set(self.attributes)):
-            raise ValueError(f"a second look at the face needs the attributes {sorted(missing)}, or face_pixels=0")
+        for look in self.looks:
+            if missing := {*LOOKS[look], "character", "framing", "place"} - set(self.attributes):
+                raise ValueError(f"a look at the {look} needs the attributes {sorted(missing)}, or {look}_pixels=0")
+
+    @property
+    def looks(self) -> tuple[str, ...]:
+        """Names of the second looks there are."""
+        return tuple(look for look in LOOKS if self.pixels(look))
+
+    def pixels(self, look: str) -> int:
+        """Height of what a second look sees; 0: there is no such look."""
+        return {"face": self.face_pixels, "body": self.body_pixels, "place": self.place_pixels}[look]
+
+    def size(self, look: str) -> tuple[int, int]:
+        """Height and width of what a second look sees: a square, or the whole frame."""
+        height = self.pixels(look)
+        return height, round(height * WIDTH / HEIGHT) if look == "place" else height
 
 
 class _Block(nn.Module):
@@ -73,51 +101,76 @@ class _Block(nn.Module):
         return out
 
 
-_FACE_SIDES = {"wide": 52.0, "medium": 116.0, "close-up": 220.0}
-"""Pixels a side of what is looked at again, by framing: a face and two thirds as much around it."""
+_FACE_SIDES = {"wide": 64.0, "medium": 132.0, "close-up": 184.0}
+"""Pixels a side of what is looked at as the face, by framing: a face and a quarter as much around it."""
+_BODY_SIDES = 2.1
+"""Sides of the body's square in those of the face's."""
+_BODY_DROP = 0.4
+"""How far below the face its centre lies, in the same."""
 
 
-def _silent(width: int, classes: int) -> nn.Linear:
-    """A layer that answers zero until it is trained."""
-    layer = nn.Linear(width, classes)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+class _Look(nn.Module):
+    """Logits from a picture of one thing, seen as a whole; none before it is trained."""
+
+    def __init__(self, look: str, config: ProbeConfig) -> None:
+        super().__init__()
+        group = config.channels_per_norm_group
+        widths = [3 * group, 6 * group, 6 * group] + [6 * group] * (look != "face")
+        layers: list[nn.Module] = [nn.Conv2d(3 * config.num_frames, widths[0], 5, stride=2, padding=2)]
+        for width, wider in pairwise(widths):
+            layers += [_Block(width, group), nn.Conv2d(width, wider, 3, stride=2, padding=1)]
+        layers += [_Block(widths[-1], group), nn.GroupNorm(widths[-1] // group, widths[-1]), nn.SiLU(), nn.Flatten()]
+        cells = math.prod(-(-side // 2 ** len(widths)) for side in config.size(look))
+        self.net = nn.Sequential(*layers, nn.Linear(widths[-1] * cells, 6 * group), nn.SiLU())
+        self.attributes = LOOKS[look]
+        self.heads = nn.ModuleList(_head(6 * group, name) for name in self.attributes)
+
+    def forward(self, x_NCHW: Tensor, place_NP: Tensor) -> dict[str, Tensor]:
+        """Args: a picture of `config.size(look)`; how likely each place is. Returns logits [N, classes]."""
+        seen: Tensor = self.net(x_NCHW)
+        found = {name: head(seen) for name, head in zip(self.attributes, self.heads, strict=True)}
+        if "layout" in found:
+            by_place_NPL = found["layout"].unflatten(1, (place_NP.shape[1], -1))
+            found["layout"] = torch.einsum("npl,np->nl", by_place_NPL, place_NP)
+        return found
+
+
+def _head(width: int, attribute: str) -> nn.Linear:
+    """Logits of a second look, zero until it is trained where they are added; each place has layouts of its own."""
+    places = len(ATTRIBUTES["place"]) if attribute == "layout" else 1
+    layer = nn.Linear(width, places * len(ATTRIBUTES[attribute]))
+    if attribute not in ALONE:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
     return layer
 
 
-class _FaceLook(nn.Module):
-    """Logits from the face in the frames, cut out where a query looks; none before it is trained."""
+def with_second_look(logits: dict[str, Tensor], told: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is known of each attribute after one more second look."""
+    return logits | {name: more if name in ALONE else logits[name] + more for name, more in told.items()}
 
-    def __init__(self, config: ProbeConfig) -> None:
-        super().__init__()
-        group, side = config.channels_per_norm_group, config.face_pixels
-        fine, coarse = 3 * group, 6 * group
-        self.side = side
-        self.net = nn.Sequential(
-            nn.Conv2d(3 * config.num_frames, fine, 5, stride=2, padding=2),
-            _Block(fine, group),
-            nn.Conv2d(fine, coarse, 3, stride=2, padding=1),
-            _Block(coarse, group),
-            nn.Conv2d(coarse, coarse, 3, stride=2, padding=1),
-            _Block(coarse, group),
-            nn.GroupNorm(coarse // group, coarse),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(coarse * (-(-side // 8)) ** 2, coarse),
-            nn.SiLU(),
-        )
-        self.heads = nn.ModuleList(_silent(coarse, len(ATTRIBUTES[name])) for name in FACE_ATTRIBUTES)
 
-    def forward(self, x_NCHW: Tensor, centre_N2: Tensor, side_N: Tensor) -> dict[str, Tensor]:
-        """Args: centre (x, y) and side in pixels. Returns logits [N, classes] by attribute."""
-        scale = torch.tensor([WIDTH, HEIGHT], device=x_NCHW.device)
-        theta_N23 = x_NCHW.new_zeros(len(x_NCHW), 2, 3)
-        theta_N23[:, [0, 1], [0, 1]] = side_N[:, None] / scale
-        theta_N23[:, :, 2] = 2 * centre_N2 / scale - 1
-        grid = F.affine_grid(theta_N23, [len(x_NCHW), x_NCHW.shape[1], self.side, self.side], align_corners=False)
-        face = F.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        seen: Tensor = self.net(face)
-        return {name: head(seen) for name, head in zip(FACE_ATTRIBUTES, self.heads, strict=True)}
+def _cut_out(x_NCHW: Tensor, centre_N2: Tensor, side_N: Tensor, size: int) -> Tensor:
+    """Squares [N, C, size, size] around centres (x, y), of these sides in pixels; zero outside the frame."""
+    scale = centre_N2.new_tensor([WIDTH, HEIGHT])
+    theta_N23 = centre_N2.new_zeros(len(x_NCHW), 2, 3)
+    theta_N23[:, [0, 1], [0, 1]] = side_N[:, None] / scale
+    theta_N23[:, :, 2] = 2 * centre_N2 / scale - 1
+    finer = [len(x_NCHW), x_NCHW.shape[1], 2 * size, 2 * size]  # sampled twice as finely, or edges would flicker
+    grid = F.affine_grid(theta_N23, finer, align_corners=False)
+    square = F.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.avg_pool2d(square, 2)
+
+
+class Seen(NamedTuple):
+    """What second looks go by."""
+
+    pictures: dict[str, Tensor]
+    """By look, [N, K * 3, S, S] from -2 to 2."""
+    logits: dict[str, Tensor]
+    """Of the first look, by attribute."""
+    place_NP: Tensor
+    """How likely each place is."""
 
 
 class Probe(nn.Module):
@@ -140,7 +193,7 @@ class Probe(nn.Module):
         self.queries = nn.Parameter(torch.randn(len(config.attributes), channels) / channels**0.5)
         self.value = nn.Linear(channels, channels)
         self.heads = nn.ModuleList(nn.Linear(channels, len(ATTRIBUTES[name])) for name in config.attributes)
-        self.face_look = _FaceLook(config) if config.face_pixels else None
+        self.looks = nn.ModuleDict({look: _Look(look, config) for look in config.looks})
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, frames_NKHWC: Tensor) -> Tensor:
@@ -175,14 +228,43 @@ class Probe(nn.Module):
         """Logits [N, classes] per attribute, classes in the order of `ATTRIBUTES`."""
         return self._read(frames_NKHWC)[0]
 
-    def _logits(self, x_NCHW: Tensor, seen_NAE: Tensor, scores_NAS: Tensor) -> dict[str, Tensor]:
+    def _first_logits(self, seen_NAE: Tensor) -> dict[str, Tensor]:
         names = self.config.attributes
-        logits = {name: head(seen_NAE[:, i]) for i, (name, head) in enumerate(zip(names, self.heads, strict=True))}
-        if self.face_look is not None:
-            centre_N2, side_N = self._face(logits["framing"], scores_NAS[:, names.index("expression")])
-            more = self.face_look(x_NCHW, centre_N2, side_N)
-            logits |= {name: logits[name] + more[name] for name in more}
+        return {name: head(seen_NAE[:, i]) for i, (name, head) in enumerate(zip(names, self.heads, strict=True))}
+
+    def _logits(self, x_NCHW: Tensor, seen_NAE: Tensor, scores_NAS: Tensor) -> dict[str, Tensor]:
+        logits = self._first_logits(seen_NAE)
+        if not self.looks:
+            return logits
+        seen = self._seen(x_NCHW, logits, scores_NAS)
+        for look, module in self.looks.items():
+            logits = with_second_look(logits, module(seen.pictures[look], seen.place_NP))
         return logits
+
+    def seen_by_looks(self, frames_NKHWC: Tensor, *, margin: float = 1.0) -> Seen:
+        """What the second looks see, and what the first look says, of frames as `features` takes them.
+
+        margin: how much more than they see is given, in their sides; the whole frame has none.
+        """
+        x_NCHW = self._picture(frames_NKHWC)
+        seen_NAE, scores_NAS = self._look(x_NCHW)
+        return self._seen(x_NCHW, self._first_logits(seen_NAE), scores_NAS, margin)
+
+    def _seen(self, x_NCHW: Tensor, logits: dict[str, Tensor], scores_NAS: Tensor, margin: float = 1.0) -> Seen:
+        score_NS = scores_NAS[:, self.config.attributes.index("character")]
+        centre_N2, side_N = self._face(logits["framing"].float(), score_NS.float())
+        pictures = {look: self._seen_by(look, x_NCHW, centre_N2, side_N, margin) for look in self.looks}
+        return Seen(pictures, logits, logits["place"].detach().float().softmax(-1))
+
+    def _seen_by(self, look: str, x_NCHW: Tensor, centre_N2: Tensor, side_N: Tensor, margin: float = 1.0) -> Tensor:
+        """The picture of a second look, from where the face is."""
+        if look == "place":
+            return F.interpolate(x_NCHW, self.config.size(look), mode="area")
+        size = round(margin * self.config.pixels(look))
+        if look == "body":
+            below = torch.stack([torch.zeros_like(side_N), _BODY_DROP * side_N], 1)
+            return _cut_out(x_NCHW, centre_N2 + below, margin * _BODY_SIDES * side_N, size)
+        return _cut_out(x_NCHW, centre_N2, margin * side_N, size)
 
     @torch.no_grad()
     def _face(self, framing_logits: Tensor, scores_NS: Tensor) -> tuple[Tensor, Tensor]:

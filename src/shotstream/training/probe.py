@@ -257,20 +257,23 @@ class ProbeStage:
         if key not in self._rendered:
             kept = (key[0] - self.config.period, sample)
             self._rendered.pop(kept, None)
-            self._rendered[key] = self._draw(*key)
+            self._rendered[key] = random_example(self.config, self.seed, key, self.codec)
         return self._rendered[key]
 
-    def _draw(self, batch: int, sample: int) -> Example:
-        rng = generator_at("probe", self.seed, batch, sample)
-        spec, chunk = random_spec(rng, self.config), int(rng.integers(CHUNKS))
-        still = bool(rng.random() < self.config.still_share)
-        codec = self.codec if rng.random() < self.config.codec_share else None
-        noise = None
-        if codec is not None and rng.random() < 0.6:
-            sd = float(rng.uniform(0, self.config.latent_noise))
-            stride = codec.spatial_stride
-            noise = sd * normal(rng, (1, 4, codec.latent_channels, 192 // stride, 320 // stride))
-        return example(spec, chunk, codec, still=still, noise=noise)
+
+def random_example(config: ProbeDataConfig, seed: int, address: tuple[int | str, ...], codec: Codec | None) -> Example:
+    """A random chunk or picture of a random shot, sometimes through the codec, with noise on the latents."""
+    rng = generator_at("probe", seed, *address)
+    spec, chunk = random_spec(rng, config), int(rng.integers(CHUNKS))
+    still = bool(rng.random() < config.still_share)
+    if codec is None or rng.random() >= config.codec_share:
+        return example(spec, chunk, None, still=still)
+    noise = None
+    if rng.random() < 0.6:
+        sd = float(rng.uniform(0, config.latent_noise))
+        stride = codec.spatial_stride
+        noise = sd * normal(rng, (1, 4, codec.latent_channels, HEIGHT // stride, WIDTH // stride))
+    return example(spec, chunk, codec, still=still, noise=noise)
 
 
 def cells_of(boxes: Sequence[Sequence[Box]], margin: int) -> Tensor:

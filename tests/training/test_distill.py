@@ -18,6 +18,7 @@ from shotstream.models.dit import DiT
 from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
 from shotstream.training.causal_init import (
     CausalConfig,
+    GuidedStage,
     OdeStage,
     PairConfig,
     PairStore,
@@ -84,6 +85,39 @@ def test_block_causal_training_reads_what_the_serving_caches_hold(library: Laten
                 time = model.embed_time(torch.tensor([[TIMESTEPS[step]]]))
                 served = rollout.replay(chunk, batch.noisy[row : row + 1, part], step, own, time)
                 torch.testing.assert_close(served, masked[row : row + 1, part], rtol=0, atol=2e-5)
+
+
+def guided_stage(library: LatentLibrary, *, scale: float, own_history: float = 0.0) -> GuidedStage:
+    config = CausalConfig(timesteps=TIMESTEPS, chunk_frames=2, own_history=own_history)
+    sampler = Sampler(library, replace(SHOTS, captions_only=False))
+    guide = lively(4).eval().requires_grad_(False)
+    return GuidedStage(lively(4), config, sampler=sampler, guide=guide, scale=scale)
+
+
+@pytest.mark.parametrize("own_history", [0.0, 1.0])
+def test_guidance_of_one_is_what_the_student_says_already(library: LatentLibrary, own_history: float):
+    stage = guided_stage(library, scale=1.0, own_history=own_history)
+    assert next(stage.losses(stage.batch(0, range(2)), 0)).value.item() == pytest.approx(0, abs=1e-9)
+    stage.scale = 2.0
+    assert next(stage.losses(stage.batch(0, range(2)), 0)).value.item() > 1e-4
+
+
+def test_a_student_learns_to_say_in_one_pass_what_guidance_says_in_two(library: LatentLibrary, tmp_path: Path):
+    stage = guided_stage(library, scale=2.0)
+    guide = {name: value.clone() for name, value in stage.guide.state_dict().items()}
+    batch = stage.batch(0, range(2))
+    told = predicted_clean(stage.output(batch), batch.noisy, batch.sigma, stage.model.config.prediction)
+    without = batch._replace(data=batch.data.without_text())
+    untold = predicted_clean(stage.output(without), batch.noisy, batch.sigma, stage.model.config.prediction)
+    torch.testing.assert_close(stage.guided(batch, None), 2 * told - untold, rtol=0, atol=2e-5)
+    before = next(stage.losses(batch, 0)).value.item()
+    optimisers = {"model": OptimiserConfig(learning_rate=5e-4, warmup_steps=0)}
+    config = TrainerConfig(
+        out=str(tmp_path), steps=100, batch_size=2, precision="float32", device="cpu", optimisers=optimisers
+    )
+    Trainer(stage, config).run()
+    assert next(stage.losses(batch, 0)).value.item() < 0.8 * before
+    assert all(torch.equal(value, guide[name]) for name, value in stage.guide.state_dict().items())
 
 
 def test_a_replayed_chunk_is_the_chunk_that_was_rolled_out(library: LatentLibrary):

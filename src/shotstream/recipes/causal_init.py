@@ -1,11 +1,12 @@
-"""Turn the teacher into a causal student, in three commands.
+"""Turn the teacher into a causal student.
 
     python -m shotstream.recipes.causal_init real  --data latents --init teacher.safetensors --out runs/c1
     python -m shotstream.recipes.causal_init pairs --data latents --init teacher.safetensors --out runs/pairs
     python -m shotstream.recipes.causal_init ode   --data runs/pairs --init runs/c1/weights.safetensors --out runs/c2
+    python -m shotstream.recipes.causal_init guided --data latents --init student.safetensors --guidance 2 --out runs/c3
 
 real: block-causal flow matching on real shots. pairs: trajectories of the guided teacher. ode: regression onto the
-latents in which they end.
+latents in which they end. guided: what the student would say with guidance by captions, learnt into one pass.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from shotstream.engine.rollout import RolloutConfig
 from shotstream.engine.teacher import TeacherConfig
 from shotstream.models.checkpoint import load_dit
-from shotstream.models.dit import DiTConfig
+from shotstream.models.dit import DiT, DiTConfig
 from shotstream.presets import STORYWORLD
 from shotstream.recipes import watching
 from shotstream.recipes.runs import (
@@ -39,6 +40,7 @@ from shotstream.recipes.runs import (
 from shotstream.recipes.watching import WatchConfig, watch_student
 from shotstream.training.causal_init import (
     CausalConfig,
+    GuidedStage,
     OdeStage,
     PairConfig,
     PairStore,
@@ -51,7 +53,7 @@ from shotstream.training.trainer import OptimiserConfig, Outcome, TrainerConfig
 
 log = logging.getLogger(__name__)
 
-Part = Literal["real", "ode"]
+Part = Literal["real", "ode", "guided"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +94,7 @@ class PairsRecipe:
 
 def config(part: Part, *, data: str, out: str) -> CausalRecipe:
     """The storyworld recipe of one training part."""
-    steps, batch = (300, 12) if part == "real" else (500, 12)
+    steps, batch = (500, 12) if part == "ode" else (300, 12)
     optimiser = OptimiserConfig(kind="muon", learning_rate=1e-4, schedule="cosine", warmup_steps=20)
     trainer = TrainerConfig(out=out, steps=steps, batch_size=batch, optimisers={"model": optimiser}, ema_decay=0.99)
     causal = CausalConfig(timesteps=STORYWORLD.student_timesteps, chunk_frames=STORYWORLD.slab.chunk_frames)
@@ -117,11 +119,13 @@ def run(recipe: CausalRecipe, world: World | None = None) -> Outcome:
     """Train, or go on training, by this recipe."""
     world = world or World()
     device = recipe.trainer.torch_device(world)
-    if recipe.part == "real":
+    if recipe.part != "ode":
         library = LatentLibrary(recipe.data, text_length=recipe.dit.text_len)
         model = build_dit(recipe.dit, library, recipe.init, recipe.seed)
         sampler = Sampler(library, recipe.sampler, (recipe.seed, "causal"), device)
         stage: RealCausalStage | OdeStage = RealCausalStage(model, recipe.causal, recipe.seed, sampler=sampler)
+        if recipe.part == "guided":
+            stage = _guided(recipe, model, sampler, device)
     else:
         if recipe.init is None:
             raise ValueError("`ode` starts from a student: pass --init with the weights of `real` or of the teacher")
@@ -134,6 +138,16 @@ def run(recipe: CausalRecipe, world: World | None = None) -> Outcome:
     if recipe.compiled:
         compile_blocks(model)
     return train(stage, recipe.trainer, world, recipe, watch=watch)
+
+
+def _guided(recipe: CausalRecipe, model: DiT, sampler: Sampler, device: torch.device) -> GuidedStage:
+    if recipe.init is None:
+        raise ValueError("`guided` goes on from a student: pass --init")
+    guide = load_dit(recipe.init).to(device, torch.float32).eval().requires_grad_(False)
+    if recipe.compiled:
+        compile_blocks(guide)
+    scale, causal = recipe.causal.guidance, replace(recipe.causal, guidance=1.0)
+    return GuidedStage(model, causal, recipe.seed, sampler=sampler, guide=guide, scale=scale)
 
 
 def run_pairs(recipe: PairsRecipe, world: World | None = None, *, minutes: float | None = None) -> None:
@@ -159,16 +173,19 @@ def run_pairs(recipe: PairsRecipe, world: World | None = None, *, minutes: float
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser(__doc__)
     watching.add_flags(flags)
-    flags.add_argument("part", choices=("real", "pairs", "ode"))
-    flags.add_argument("--guidance", type=float, help="pairs: of the teacher; real: what the student imitates; 1: none")
+    flags.add_argument("part", choices=("real", "pairs", "ode", "guided"))
+    flags.add_argument(
+        "--guidance", type=float, help="pairs: of the teacher; real, guided: what is learnt into the answer; 1: none"
+    )
     flags.add_argument("--own-history", type=float, help="real: share of steps whose history the student draws itself")
     add_frames_flag(flags)
     flags.add_argument("--two-people", type=float, help="real: share of samples from shots of two people alone")
     flags.add_argument("--count", type=int, default=600, help="trajectories")
     given = flags.parse_args(arguments)
-    if given.frames is not None and given.part != "real":
+    if given.frames is not None and given.part not in ("real", "guided"):
         flags.error(
-            "--frames is for `real`: trajectories are of whole shots, whose beginnings a causal student sees alike"
+            "--frames is for `real` and `guided`: trajectories are of whole shots, whose beginnings a causal student "
+            "sees alike"
         )
     start(given)
     with joined() as world:
@@ -178,9 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))
             if given.part == "real" and given.guidance is not None:
                 recipe = with_guidance(recipe, given.guidance)
-            if given.part == "real" and given.own_history is not None:
+            if given.part == "guided":
+                recipe = replace(recipe, causal=replace(recipe.causal, guidance=given.guidance or 2.0))
+            if given.part in ("real", "guided") and given.own_history is not None:
                 recipe = replace(recipe, causal=replace(recipe.causal, own_history=given.own_history))
-            if given.part == "real" and given.two_people is not None:
+            if given.part in ("real", "guided") and given.two_people is not None:
                 recipe = replace(recipe, sampler=replace(recipe.sampler, two_people=given.two_people))
             recipe = replace(recipe, sampler=with_frames(recipe.sampler, given.frames))
             run(recipe, world)

@@ -225,6 +225,47 @@ class RealCausalStage(CausalStage):
         return (clean + shift, noise) if self.model.config.prediction == "clean" else (clean, noise + shift)
 
 
+@dataclass(kw_only=True)
+class GuidedStage(RealCausalStage):
+    """One pass learns what two passes of a frozen network say: guidance by captions, with the memory as it is.
+
+    Guidance distillation, Meng et al. 2023 (arXiv:2210.03142), on real shots at the student's noise levels.
+    """
+
+    guide: DiT
+    scale: float
+    """Of classifier-free guidance: untold + scale * (told - untold)."""
+
+    def losses(self, batch: CausalBatch, step: int) -> Iterator[Loss]:
+        history, prediction = self._history(batch, step), self.model.config.prediction
+        wanted = self.guided(batch, history)
+        made = (batch.sigma > 0).float()[:, :, None, None, None]
+        sigma = batch.sigma.clamp(min=1e-3)[:, :, None, None, None]
+        noise = (batch.noisy - (1 - sigma) * wanted) / sigma
+        output, weight = self.output(batch, history=history), batch.data.weight * made
+        loss = velocity_loss(output, wanted, noise, batch.sigma, prediction=prediction, weight=weight)
+        yield Loss(loss.mean(), {})
+
+    @torch.no_grad()
+    def guided(self, batch: CausalBatch, history: Tensor | None) -> Tensor:
+        """Clean latents as the guide wants them, [B, F, C, h, w]."""
+        told, untold = (self._by_guide(batch, data, history) for data in (batch.data, batch.data.without_text()))
+        return untold + self.scale * (told - untold)
+
+    @torch.no_grad()
+    def _history(self, batch: CausalBatch, step: int) -> Tensor | None:
+        """What the guide would have made of each chunk, at some steps; None is the data."""
+        if generator_at(self.seed, "own history", step).random() >= self.config.own_history:
+            return None
+        return self.guided(batch, None)
+
+    def _by_guide(self, batch: CausalBatch, data: Batch, history: Tensor | None) -> Tensor:
+        captions = self.guide.encode_captions(data.text)
+        history = batch.data.target if history is None else history
+        output = block_causal_output(self.guide, data, batch.noisy, batch.sigma, captions, self.config, history=history)
+        return predicted_clean(output, batch.noisy, batch.sigma, self.guide.config.prediction)
+
+
 def guidance_shift(asked: Tensor, blank: Tensor, guidance: float) -> Tensor:
     """What to add to a target so that the network which answers `asked` ends at blank + guidance (target - blank).
 

@@ -35,6 +35,15 @@ def test_the_newer_network_moves_as_the_stage_moved_the_older_one(tiny_dit: DiT,
     torch.testing.assert_close(load_dit(target).state_dict(), moved(tiny_dit, 1.5).state_dict())
 
 
+def test_part_of_a_stage_can_be_taken_back(tiny_dit: DiT, tmp_path: Path) -> None:
+    before = saved(tmp_path / "before.safetensors", tiny_dit)
+    after = saved(tmp_path / "after.safetensors", moved(tiny_dit, 1.0))
+    target = tmp_path / "half.safetensors"
+    files = [str(before), "--after", str(after), "--before", str(before), "-o", str(target)]
+    assert carry_over.main([*files, "--share", "0.5"]) == 0
+    torch.testing.assert_close(load_dit(target).state_dict(), moved(tiny_dit, 0.5).state_dict())
+
+
 def test_networks_of_another_kind_are_refused(tiny_dit: DiT, tmp_path: Path) -> None:
     same = saved(tmp_path / "same.safetensors", tiny_dit)
     other = saved(tmp_path / "other.safetensors", DiT(replace(tiny_dit.config, theta=0.5)))

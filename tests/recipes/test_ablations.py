@@ -20,7 +20,9 @@ from shotstream.evaluation.ablations import TRAINED
 from shotstream.models.checkpoint import config_of, load_dit, save_dit
 from shotstream.models.dit import DiT
 from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
+from shotstream.recipes import ablations, causal_init
 from shotstream.recipes.ablations import ABLATIONS, Start, changed, real_recipe, recipe_of, run, stages
+from shotstream.training.trainer import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,30 @@ def test_a_fine_tune_leaves_a_student_that_says_what_it_is(common: Start, name: 
     written = path.stat().st_mtime_ns
     assert run(name, common) == path
     assert path.stat().st_mtime_ns == written  # what is finished is not trained longer than the others
+
+
+def test_a_fine_tune_that_is_stopped_is_not_finished(common: Start, monkeypatch: pytest.MonkeyPatch):
+    common = replace(common, out=f"{common.out}/stopped")
+    monkeypatch.setattr(
+        ablations.causal_init, "run", lambda recipe: Outcome(step=1, reason="stopped", samples_per_second=1.0, logs={})
+    )
+    with pytest.raises(KeyboardInterrupt, match="step 1"):
+        run("theta_1", common)
+    assert not (Path(common.out) / "theta_1" / "student.safetensors").exists()
+
+
+def test_a_student_that_learns_its_own_guided_answers_needs_guidance(common: Start, tmp_path: Path):
+    recipe = causal_init.config("guided", data=common.data, out=str(tmp_path))
+    assert recipe.causal.guidance == 2.0
+    trainer = replace(recipe.trainer, steps=2, batch_size=2)
+    sampler = replace(recipe.sampler, lengths=(3,), target_frames=12)
+    recipe = replace(recipe, init=common.init, dit=TINY, trainer=trainer, sampler=sampler)
+    none = replace(recipe, causal=replace(recipe.causal, guidance=1.0))
+    with pytest.raises(ValueError, match="--guidance above 1"):
+        causal_init.run(none)
+    causal_init.run(recipe)
+    before, after = load_dit(common.init), load_dit(tmp_path / "weights.safetensors")
+    assert not torch.equal(before.head.head.weight, after.head.head.weight)
 
 
 def test_an_unknown_fine_tune_is_refused(common: Start):

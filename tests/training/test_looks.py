@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,40 @@ def test_mirrored_people_look_the_other_way(probe: Probe, tmp_path: Path):
             assert batch.classes["angle"][sample] == (1 - label if mirror else label)
             torch.testing.assert_close(batch.first["angle"][sample], first.flip(0) if mirror else first)
     assert 0 < turned < 16
+
+
+def test_mirrored_pictures_are_mirrored():
+    kept = torch.randint(0, 256, (1, 12, 20, 20), dtype=torch.uint8)
+    pictures = [
+        looks._shifted(kept, (20, 20), [looks.generator_at("picture")], torch.tensor([mirror]))
+        for mirror in (False, True)
+    ]
+    assert torch.equal(pictures[1], pictures[0].flip(-1))
+    assert not torch.equal(pictures[1], pictures[0])
+
+
+def test_a_look_is_trained_on_top_of_what_the_others_say(probe: Probe, tmp_path: Path):
+    """Face and body both tell the angle; the one that is not trained counts as it is."""
+    with torch.no_grad():
+        for head in probe.looks["face"].heads:
+            head.weight.normal_()
+    make_pool(tmp_path, probe, DATA, 4, seed=1)
+    stage = LookStage(probe, ("body",), Pool(tmp_path), seed=0)
+    assert stage.read == ("face", "body")
+    batch = stage.batch(0, range(2))
+    with torch.no_grad():
+        told = [probe.looks[look](batch.pictures[look], batch.place_NP)["angle"] for look in stage.read]
+    torch.testing.assert_close(stage.logits(batch)["angle"], batch.first["angle"] + told[0] + told[1])
+    next(iter(stage.losses(batch, 0))).value.backward()
+    assert all(p.grad is None for p in probe.looks["face"].parameters())
+    assert stage.pictures(0)["face"].ndim == 3
+
+
+def test_a_pool_of_another_size_is_refused(probe: Probe, tmp_path: Path):
+    make_pool(tmp_path, probe, DATA, 4, seed=1)
+    other = Probe(replace(CONFIG, face_pixels=24))
+    with pytest.raises(ValueError, match="a look at the face"):
+        LookStage(other, ("face",), Pool(tmp_path), seed=0)
 
 
 def test_only_the_looks_that_are_trained_change_and_they_learn(probe: Probe, tmp_path: Path):

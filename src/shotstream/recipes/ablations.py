@@ -109,11 +109,13 @@ def run(name: str, common: Start) -> Path:
     for stage in stages(ablation):
         now = replace(common, init=str(student), critic=critic)
         if stage == "real":
-            causal_init.run(real_recipe(now, folder))
+            outcome = causal_init.run(real_recipe(now, folder))
             student = folder / stage / "weights.safetensors"
         else:
-            (intra_shot if stage == "intra" else inter_shot).run(recipe_of(stage, ablation, now, folder))
+            outcome = (intra_shot if stage == "intra" else inter_shot).run(recipe_of(stage, ablation, now, folder))
             student, critic = folder / stage / f"{GENERATOR}.safetensors", str(folder / stage / f"{CRITIC}.safetensors")
+        if outcome.reason == "stopped":
+            raise KeyboardInterrupt(f"{name} was stopped at step {outcome.step}: the same command goes on")
     shutil.copyfile(student, finished)
     log.info("measure it: python -m shotstream.evaluation.ablations %s --weights %s", name, finished)
     return finished
@@ -219,7 +221,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = flags.parse_args(arguments)
     start(given)
     values = {name: value for name, value in vars(given).items() if name not in ("names", "threads")}
-    for name in ABLATIONS if "all" in given.names else given.names:
+    names = list(ABLATIONS) if "all" in given.names else given.names
+    for name in names:
+        _check_files(name, ABLATIONS[name], Start(**values))
+    for name in names:
         run(name, Start(**values))
     return 0
 

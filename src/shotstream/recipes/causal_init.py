@@ -11,6 +11,7 @@ latents in which they end. guided: what the student would say with guidance by c
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ class CausalRecipe:
 
     part: Part
     data: str
-    """Latents for `real`, trajectories for `ode`."""
+    """Latents for `real` and `guided`, trajectories for `ode`."""
     causal: CausalConfig
     trainer: TrainerConfig
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(drop_text=0.0))
@@ -70,7 +71,7 @@ class CausalRecipe:
     init: str | None = None
     compiled: bool = False
     watch: WatchConfig | None = None
-    """For `real`, whose data has contexts to start from."""
+    """For `real` and `guided`, whose data has contexts to start from."""
     seed: int = 0
 
 
@@ -97,7 +98,11 @@ def config(part: Part, *, data: str, out: str) -> CausalRecipe:
     steps, batch = (500, 12) if part == "ode" else (300, 12)
     optimiser = OptimiserConfig(kind="muon", learning_rate=1e-4, schedule="cosine", warmup_steps=20)
     trainer = TrainerConfig(out=out, steps=steps, batch_size=batch, optimisers={"model": optimiser}, ema_decay=0.99)
-    causal = CausalConfig(timesteps=STORYWORLD.student_timesteps, chunk_frames=STORYWORLD.slab.chunk_frames)
+    causal = CausalConfig(
+        timesteps=STORYWORLD.student_timesteps,
+        chunk_frames=STORYWORLD.slab.chunk_frames,
+        guidance=2.0 if part == "guided" else 1.0,
+    )
     return CausalRecipe(part=part, data=data, causal=causal, trainer=trainer)
 
 
@@ -143,7 +148,11 @@ def run(recipe: CausalRecipe, world: World | None = None) -> Outcome:
 def _guided(recipe: CausalRecipe, model: DiT, sampler: Sampler, device: torch.device) -> GuidedStage:
     if recipe.init is None:
         raise ValueError("`guided` goes on from a student: pass --init")
-    guide = load_dit(recipe.init).to(device, torch.float32).eval().requires_grad_(False)
+    if recipe.causal.guidance <= 1:
+        raise ValueError(
+            f"guidance of {recipe.causal.guidance} is what the student says already: pass --guidance above 1"
+        )
+    guide = copy.deepcopy(model).to(device).eval().requires_grad_(False)
     if recipe.compiled:
         compile_blocks(guide)
     scale, causal = recipe.causal.guidance, replace(recipe.causal, guidance=1.0)
@@ -177,9 +186,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument(
         "--guidance", type=float, help="pairs: of the teacher; real, guided: what is learnt into the answer; 1: none"
     )
-    flags.add_argument("--own-history", type=float, help="real: share of steps whose history the student draws itself")
+    flags.add_argument(
+        "--own-history",
+        type=float,
+        help="real, guided: share of steps whose history is drawn by the student, or its guide",
+    )
     add_frames_flag(flags)
-    flags.add_argument("--two-people", type=float, help="real: share of samples from shots of two people alone")
+    flags.add_argument("--two-people", type=float, help="real, guided: share of samples from shots of two people alone")
     flags.add_argument("--count", type=int, default=600, help="trajectories")
     given = flags.parse_args(arguments)
     if given.frames is not None and given.part not in ("real", "guided"):
@@ -195,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))
             if given.part == "real" and given.guidance is not None:
                 recipe = with_guidance(recipe, given.guidance)
-            if given.part == "guided":
-                recipe = replace(recipe, causal=replace(recipe.causal, guidance=given.guidance or 2.0))
+            if given.part == "guided" and given.guidance is not None:
+                recipe = replace(recipe, causal=replace(recipe.causal, guidance=given.guidance))
             if given.part in ("real", "guided") and given.own_history is not None:
                 recipe = replace(recipe, causal=replace(recipe.causal, own_history=given.own_history))
             if given.part in ("real", "guided") and given.two_people is not None:

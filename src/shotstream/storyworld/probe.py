@@ -110,7 +110,7 @@ _BODY_DROP = 0.4
 
 
 class _Look(nn.Module):
-    """Logits from a picture of one thing, seen as a whole; none before it is trained."""
+    """Logits from a picture of one thing, seen as a whole; zero before it is trained, but for those of `ALONE`."""
 
     def __init__(self, look: str, config: ProbeConfig) -> None:
         super().__init__()

@@ -51,12 +51,13 @@ class CausalConfig:
 
     Model guidance, Tang et al. 2025 (arXiv:2502.12154), with the student itself in place of its average. It is measured
     against no caption and no memory, so that both are strengthened: samples without either must be among the data.
+    `GuidedStage` has a scale of its own.
     """
 
     own_history: float = 0.0
     """Real shots: share of the steps at which chunks read what the student itself draws for the chunks before them,
     one pass from noise, instead of the data. The target stays the data: the student learns to put right what it did
-    wrong. History is then read without gradient."""
+    wrong. History is then read without gradient. In `GuidedStage` the guide draws it, and is the target."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.own_history <= 1:

@@ -105,6 +105,15 @@ class Pool:
     def __len__(self) -> int:
         return SHARD * len(self._shards)
 
+    def check(self, look: str, size: tuple[int, int]) -> None:
+        """Raises ValueError if the samples do not show what this look sees at this size."""
+        kept = self._shards[0].size(look)
+        wanted = size if look == "place" else (round(MARGIN * size[0]), round(MARGIN * size[1]))
+        if kept != wanted:
+            raise ValueError(
+                f"the pool keeps {kept or 'nothing'} pixels for a look at the {look}, not {wanted}: make another"
+            )
+
     def rows(self, name: str, chosen: Sequence[int]) -> Tensor:
         """One tensor of these samples."""
         return torch.stack([self._shards[i // SHARD].row(name, i % SHARD) for i in chosen])
@@ -116,6 +125,12 @@ class _Shard:
         names = list(file.keys())
         self._small = {name: file.get_tensor(name) for name in names if name not in LOOKS}
         self._pictures = {name: file.get_slice(name) for name in names if name in LOOKS}
+
+    def size(self, look: str) -> tuple[int, int] | None:
+        if look not in self._pictures:
+            return None
+        height, width = self._pictures[look].get_shape()[2:]
+        return height, width
 
     def row(self, name: str, i: int) -> Tensor:
         found: Tensor = self._small[name][i] if name in self._small else self._pictures[name][i]
@@ -146,6 +161,9 @@ class LookStage:
         modules = {look: self.probe.looks[look] for look in self.looks}
         self.networks: Mapping[str, nn.Module] = {"model": nn.ModuleDict(modules)}
         self.names = tuple(name for name in NAMES if any(name in LOOKS[look] for look in self.looks))
+        self.read = tuple(look for look in self.probe.looks if look in self.looks or set(LOOKS[look]) & set(self.names))
+        for look in self.read:
+            self.pool.check(look, self.probe.config.size(look))
 
     def turn(self, step: int) -> str:
         return "model"
@@ -159,13 +177,13 @@ class LookStage:
     def pictures(self, step: int) -> dict[str, NDArray[np.uint8]]:
         batch = self.batch(step, range(6))
         last = {look: ((x[:, -3:] + 2) / 4 * 255).clamp(0, 255).byte() for look, x in batch.pictures.items()}
-        return {look: x.movedim(1, -1).numpy() for look, x in last.items()}
+        return {look: x.movedim(1, -1).flatten(0, 1).numpy() for look, x in last.items()}
 
     def batch(self, step: int, samples: range) -> LookBatch:
         rngs = [generator_at("look", self.seed, step, sample) for sample in samples]
         chosen = [int(rng.integers(len(self.pool))) for rng in rngs]
         mirrored = torch.tensor([bool(rng.random() < 0.5) for rng in rngs])
-        if not set(self.looks) <= set(MIRRORED):
+        if not set(self.read) <= set(MIRRORED):
             mirrored[:] = False
         labels = self.pool.rows("classes", chosen).long()
         classes = {name: labels[:, NAMES.index(name)] for name in self.names}
@@ -176,15 +194,22 @@ class LookStage:
             first["angle"] = torch.where(mirrored[:, None], first["angle"].flip(1), first["angle"])
         pictures = {
             look: _shifted(self.pool.rows(look, chosen), self.probe.config.size(look), rngs, mirrored)
-            for look in self.looks
+            for look in self.read
         }
         return LookBatch(pictures, first, classes, self.pool.rows("places", chosen).float())
 
-    def losses(self, batch: LookBatch, step: int) -> Iterator[Loss]:
+    def logits(self, batch: LookBatch) -> dict[str, Tensor]:
+        """What the probe says of each attribute in training; looks that are not trained say what they say."""
         logits = dict(batch.first)
-        for look in self.looks:
-            told = self.probe.looks[look](batch.pictures[look], batch.place_NP)
-            logits = with_second_look(logits, {name: more.float() for name, more in told.items()})
+        for look in self.read:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and look in self.looks):
+                told = self.probe.looks[look](batch.pictures[look], batch.place_NP)
+            known = {name: more.float() for name, more in told.items() if name in self.names}
+            logits = with_second_look(logits, known)
+        return logits
+
+    def losses(self, batch: LookBatch, step: int) -> Iterator[Loss]:
+        logits = self.logits(batch)
         losses, logs = [], {}
         for name in self.names:
             seen = batch.classes[name] != UNSEEN
@@ -196,7 +221,7 @@ class LookStage:
 
 
 def _shifted(kept: Tensor, size: tuple[int, int], rngs: Sequence[np.random.Generator], mirrored: Tensor) -> Tensor:
-    """What a look sees, somewhere within what is kept, a little brighter or darker."""
+    """What a look sees, shifted by up to a quarter of the margin each way, a little brighter or darker."""
     pictures = []
     for picture, rng, turn in zip(kept, rngs, mirrored.tolist(), strict=True):
         top, left = (int(rng.integers(spare // 4, spare - spare // 4 + 1)) for spare in _spare(picture, size))

@@ -171,11 +171,14 @@ class CausalStage:
     def pictures(self, step: int) -> dict[str, np.ndarray]:
         return {}
 
-    def output(self, batch: CausalBatch, *, blank: bool = False, history: Tensor | None = None) -> Tensor:
+    def output(
+        self, batch: CausalBatch, *, blank: bool = False, history: Tensor | None = None, model: DiT | None = None
+    ) -> Tensor:
         """Raw answer for the noisy frames; `blank`: nothing asked, nothing remembered; history None: the data."""
         data, noisy, sigma = batch.data.blank() if blank else batch.data, batch.noisy, batch.sigma
-        captions = self.model.encode_captions(data.text)
-        return block_causal_output(self.model, data, noisy, sigma, captions, self.config, history=history)
+        model = model or self.model
+        captions = model.encode_captions(data.text)
+        return block_causal_output(model, data, noisy, sigma, captions, self.config, history=history)
 
     def levels(self, step: int, samples: Sequence[int], frames: int) -> Tensor:
         """[B, F] indices into the config's sigmas."""
@@ -211,9 +214,13 @@ class RealCausalStage(CausalStage):
 
     @torch.no_grad()
     def _history(self, batch: CausalBatch, step: int) -> Tensor | None:
-        """What the student would have made of each chunk, at some steps; None is the data."""
+        """What would have been drawn for each chunk, at some steps; None is the data."""
         if generator_at(self.seed, "own history", step).random() >= self.config.own_history:
             return None
+        return self._draft(batch)
+
+    def _draft(self, batch: CausalBatch) -> Tensor:
+        """What the student makes of each chunk in one pass."""
         return predicted_clean(self.output(batch), batch.noisy, batch.sigma, self.model.config.prediction)
 
     @torch.no_grad()
@@ -250,20 +257,16 @@ class GuidedStage(RealCausalStage):
     @torch.no_grad()
     def guided(self, batch: CausalBatch, history: Tensor | None) -> Tensor:
         """Clean latents as the guide wants them, [B, F, C, h, w]."""
-        told, untold = (self._by_guide(batch, data, history) for data in (batch.data, batch.data.without_text()))
+        told, untold = (
+            self._by_guide(batch._replace(data=data), history) for data in (batch.data, batch.data.without_text())
+        )
         return untold + self.scale * (told - untold)
 
-    @torch.no_grad()
-    def _history(self, batch: CausalBatch, step: int) -> Tensor | None:
-        """What the guide would have made of each chunk, at some steps; None is the data."""
-        if generator_at(self.seed, "own history", step).random() >= self.config.own_history:
-            return None
+    def _draft(self, batch: CausalBatch) -> Tensor:
         return self.guided(batch, None)
 
-    def _by_guide(self, batch: CausalBatch, data: Batch, history: Tensor | None) -> Tensor:
-        captions = self.guide.encode_captions(data.text)
-        history = batch.data.target if history is None else history
-        output = block_causal_output(self.guide, data, batch.noisy, batch.sigma, captions, self.config, history=history)
+    def _by_guide(self, batch: CausalBatch, history: Tensor | None) -> Tensor:
+        output = self.output(batch, history=history, model=self.guide)
         return predicted_clean(output, batch.noisy, batch.sigma, self.guide.config.prediction)
 
 

@@ -44,6 +44,12 @@ def test_stories_not_readings_decide_the_interval():
     assert wide.high - wide.low == pytest.approx(same.high - same.low)
 
 
+def test_where_one_value_is_wanted_throughout_there_is_no_chance():
+    told = [Answer(story=i, wanted="yes", read=("yes", "no")[i % 2]) for i in range(6)]
+    assert chance_agreement(told) is None
+    assert share_right(told).value == pytest.approx(0.5)
+
+
 def test_always_answering_the_same_is_chance():
     wanted = ["red", "blue", "jade", "red"]
     stubborn = [Answer(story=i, wanted=w, read="red") for i, w in enumerate(wanted)]

@@ -123,12 +123,15 @@ def share_right(answers: Sequence[Answer], *, seed: int = 0) -> Measure:
     )
 
 
-def chance_agreement(answers: Sequence[Answer]) -> float:
+def chance_agreement(answers: Sequence[Answer]) -> float | None:
     """How often answers and questions would agree if the answers were dealt out at random.
 
-    A model that always gives the same answer gets no more than this, however common that answer is.
+    A model that always gives the same answer gets no more than this, however common that answer is. None where one
+    value is wanted throughout: dealing out would change nothing.
     """
     wanted, read = Counter(a.wanted for a in answers), Counter(a.read for a in answers)
+    if len(wanted) == 1:
+        return None
     return sum(wanted[value] * read[value] for value in wanted) / len(answers) ** 2
 
 

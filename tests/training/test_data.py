@@ -183,6 +183,42 @@ def test_asking_for_two_people_where_there_are_none_is_refused(library: LatentLi
         Sampler(library, replace(PLAIN, two_people=0.5))
 
 
+def test_shots_that_are_steered_within_what_is_trained_on_can_be_drawn_more_often(
+    library: LatentLibrary, monkeypatch: pytest.MonkeyPatch
+):
+    captions = library.clip_caption.copy()
+    captions[::5, 2:] = (captions[::5, :1] + 1) % len(COLOURS)  # from the third chunk on
+    monkeypatch.setattr(library, "clip_caption", captions)
+
+    def share(frames: int, wanted: float) -> float:
+        sampler = Sampler(library, replace(PLAIN, steered=wanted, target_frames=frames))
+        plans = [sampler.plan(generator_at("steered", i)) for i in range(120)]
+        return sum(plan.target[0] % 5 == 0 for plan in plans) / len(plans)
+
+    assert share(9, 1.0) == share(21, 1.0) == 1
+    assert 0.4 < share(9, 0.5) < 0.8
+    for frames, wanted in ((6, 1.0), (9, 0.0)):
+        assert 0.05 < share(frames, wanted) < 0.4
+    lengths = Sampler(library, replace(PLAIN, steered=1.0, lengths=(6, 9)))
+    drawn = {}
+    for step in range(20):
+        rows = [lengths.plan(generator_at(0, "samples", step, i), lengths.num_frames(step)).target[0] for i in range(4)]
+        drawn.setdefault(lengths.num_frames(step), []).extend(row % 5 == 0 for row in rows)
+        shots = [int(library.clip_table["shot"][row]) for row in rows]
+        assert [label["second_character"] for label in lengths.labels(step, range(4))] == [
+            ("none", "fox")[shot % 2] for shot in shots
+        ]
+    assert all(drawn[9])
+    assert not all(drawn[6])
+
+
+def test_steering_where_there_is_none_is_refused(library: LatentLibrary):
+    with pytest.raises(ValueError, match="the library has none"):
+        Sampler(library, replace(PLAIN, steered=0.5))
+    with pytest.raises(ValueError, match="leave one of them out"):
+        replace(PLAIN, steered=0.5, singles=4)
+
+
 def test_shots_of_several_lengths_are_drawn_by_step(library: LatentLibrary):
     sampler = Sampler(library, replace(PLAIN, lengths=(3, 9, 15)))
     drawn = [sampler.num_frames(step) for step in range(60)]

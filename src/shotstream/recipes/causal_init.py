@@ -193,6 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_frames_flag(flags)
     flags.add_argument("--two-people", type=float, help="real, guided: share of samples from shots of two people alone")
+    flags.add_argument(
+        "--steered", type=float, help="real, guided: share of samples from shots whose caption changes on the way"
+    )
+    flags.add_argument("--person-share", type=float, help="real, guided: share of a frame's loss for people, if few")
     flags.add_argument("--count", type=int, default=600, help="trajectories")
     given = flags.parse_args(arguments)
     if given.frames is not None and given.part not in ("real", "guided"):
@@ -212,8 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 recipe = replace(recipe, causal=replace(recipe.causal, guidance=given.guidance))
             if given.part in ("real", "guided") and given.own_history is not None:
                 recipe = replace(recipe, causal=replace(recipe.causal, own_history=given.own_history))
-            if given.part in ("real", "guided") and given.two_people is not None:
-                recipe = replace(recipe, sampler=replace(recipe.sampler, two_people=given.two_people))
+            if given.part in ("real", "guided"):
+                shares = {name: getattr(given, name) for name in ("two_people", "steered", "person_share")}
+                shares = {name: share for name, share in shares.items() if share is not None}
+                recipe = replace(recipe, sampler=replace(recipe.sampler, **shares))
             recipe = replace(recipe, sampler=with_frames(recipe.sampler, given.frames))
             run(recipe, world)
             return 0

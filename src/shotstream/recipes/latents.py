@@ -57,6 +57,8 @@ class LatentsRecipe:
     roundtrip_share: float = 0.5
     clips: float = 1.0
     """Whole clips per story on average; 0.4 takes one of 40% of the stories."""
+    steered_weight: float = 1.0
+    """How many times likelier a clip is of a shot that is steered than of another."""
     height: int = 192
     width: int = 320
     text_length: int = STORYWORLD.text.length
@@ -142,7 +144,9 @@ class ShardMaker:
     def _add_clips(self, story: Any, seed: int, rows: _Rows, captions: Captions) -> None:
         rng = generator_at("clips", seed)
         count = min(int(self.recipe.clips + rng.random()), len(story.shots))
-        for shot in sorted(rng.choice(len(story.shots), count, replace=False).tolist()):
+        weights = np.array([self.recipe.steered_weight if spec.steers else 1.0 for spec in story.shots])
+        chance = None if self.recipe.steered_weight == 1 else weights / weights.sum()
+        for shot in sorted(rng.choice(len(story.shots), count, replace=False, p=chance).tolist()):
             clip = storyworld.render_shot(
                 story.shots[shot], num_frames=SHOT_FRAMES, height=self.recipe.height, width=self.recipe.width
             )
@@ -281,6 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--stories-per-shard", type=int, default=50)
     flags.add_argument("--split", choices=("train", "heldout"), default="train")
     flags.add_argument("--clips", type=float, default=1.0, help="whole clips per story on average")
+    flags.add_argument(
+        "--steered-weight", type=float, default=1.0, help="how many times likelier clips are of steered shots"
+    )
     flags.add_argument("--extra-frames", type=int, default=2, help="frames per shot beyond those memory asks for")
     flags.add_argument("--height", type=int, default=192)
     flags.add_argument("--width", type=int, default=320)

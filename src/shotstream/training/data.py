@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -192,6 +193,22 @@ class LatentLibrary:
         return torch.from_numpy(rows)
 
 
+def people_around(important_BFhw: Tensor) -> Tensor:
+    """Cells that the people are likely to cover, from those of their faces and marks, bool [B, F, h, w].
+
+    A body reaches one and a half times as far below face and hat as these are high, and half as far to each side.
+    """
+    rows_BF = important_BFhw.any(-1).sum(-1)
+    people = important_BFhw.clone()
+    for rows in rows_BF.unique().tolist():
+        if rows:
+            chosen = rows_BF == rows
+            down, aside = -(-3 * rows // 2), -(-rows // 2)
+            cells = F.pad(important_BFhw[chosen].float(), (aside, aside, down, 0))
+            people[chosen] = F.max_pool2d(cells, (down + 1, 2 * aside + 1), stride=1) > 0
+    return people
+
+
 def _two_people(labels: Mapping[str, str]) -> bool:
     return labels.get("second_character", "none") != "none"
 
@@ -225,6 +242,9 @@ class SamplerConfig:
     """Share of samples whose target opens the story."""
     two_people: float = 0.0
     """Share of samples drawn from the shots of two people alone, which are one in ten and are learnt last."""
+    steered: float = 0.0
+    """Share of samples drawn from shots whose caption changes within the frames trained on. Clips alone; where a step's
+    clips are too short for any change it draws as ever."""
     drop_context: float = 0.1
     drop_text: float = 0.1
     drop_all: float = 0.0
@@ -242,10 +262,15 @@ class SamplerConfig:
     important_share: float = 0.15
     """Their share of a frame's weight where they are few: a face in a wide shot is four cells of 240."""
     largest_weight: float = 8.0
+    person_share: float = 0.0
+    """Share of a frame's weight for whole people, faces and marks among them, where they are few: arms and legs tell
+    what somebody does, and are a small part of what a picture's loss is made of."""
 
     def __post_init__(self) -> None:
         if self.lengths and not 1 <= min(self.lengths) <= max(self.lengths) <= self.target_frames:
             raise ValueError(f"lengths must lie in 1..{self.target_frames}, the frames of a clip, got {self.lengths}")
+        if self.steered and self.singles:
+            raise ValueError("steered chooses among clips, and singles are lone frames: leave one of them out")
 
 
 class Plan(NamedTuple):
@@ -315,6 +340,10 @@ class Sampler:
         self._opening = np.flatnonzero(self._targets[:, 1] == 0)
         self._later = np.flatnonzero(self._targets[:, 1] > 0)
         self._shared = self._of_two_people() if self.config.two_people else None
+        changes = self._captions[:, 1:] != self._captions[:, :-1]
+        self._first_change = np.where(changes.any(1), 1 + changes.argmax(1), self._captions.shape[1])
+        if self.config.steered and not changes.any():
+            raise ValueError("steered asks for shots whose caption changes, and the library has none")
 
     def _of_two_people(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Target rows and lone frames of shots that open with two people. Raises ValueError where there are none."""
@@ -331,7 +360,7 @@ class Sampler:
         """What each of these samples' target shots shows when it opens, by attribute."""
         found = []
         for sample in samples:
-            plan = self.plan(generator_at(*self.address, step, sample))
+            plan = self.plan(generator_at(*self.address, step, sample), self.num_frames(step))
             table = self.library.frame_table if self.config.singles else self.library.clip_table
             row = plan.target[0]
             found.append(self.library.labels[int(table["story"][row])][int(table["shot"][row])])
@@ -357,9 +386,10 @@ class Sampler:
         """Choose one sample. A clip has `frames` latent frames, None: as many as the config says at most."""
         if self.config.singles and not self.config.context_frames:
             return self._lone_frames(rng)
-        which = self._pick_target(rng)
+        frames = frames or self.config.target_frames
+        which = self._pick_target(rng, frames)
         story, shot = (int(v) for v in self._targets[which])
-        target, captions = self._target(rng, which, story, shot, frames or self.config.target_frames)
+        target, captions = self._target(rng, which, story, shot, frames)
         context = self._context(rng, story, shot)
         forgotten = rng.random() < self.config.drop_all
         if forgotten:
@@ -380,7 +410,11 @@ class Sampler:
         captions = tuple(NO_CAPTION if dropped else int(self.library.frame_caption[r]) for r in rows)
         return Plan((), (), (), rows, captions, 1)
 
-    def _pick_target(self, rng: np.random.Generator) -> int:
+    def _pick_target(self, rng: np.random.Generator, frames: int) -> int:
+        if self.config.steered and rng.random() < self.config.steered:
+            changing = np.flatnonzero(self._first_change <= chunk_of_latent(frames - 1))
+            if len(changing):
+                return int(rng.choice(changing))
         if self._shared is not None and rng.random() < self.config.two_people:
             return int(rng.choice(self._shared[0]))
         opening = rng.random() < self.config.first_shot
@@ -453,12 +487,19 @@ class Sampler:
 
     def cell_weight(self, important_BFhw: Tensor) -> Tensor:
         """Loss weight of every cell, from which ones are important, bool [B, F, h, w]."""
-        config, cells = self.config, important_BFhw[0, 0].numel()
-        few = important_BFhw.sum((-2, -1), keepdim=True)
-        odds = config.important_share / (1 - config.important_share)
-        wanted = odds * (cells - few) / few.clamp(min=1)
-        heavy = wanted.clamp(config.important_weight, config.largest_weight)
-        return torch.where(important_BFhw, heavy, torch.ones(()))
+        config = self.config
+        heavy = self._heaviness(important_BFhw, config.important_share).clamp(min=config.important_weight)
+        weight = torch.where(important_BFhw, heavy, torch.ones(()))
+        if not config.person_share:
+            return weight
+        people = people_around(important_BFhw)
+        return torch.where(people, torch.maximum(weight, self._heaviness(people, config.person_share)), weight)
+
+    def _heaviness(self, few_BFhw: Tensor, share: float) -> Tensor:
+        """The weight [B, F, 1, 1] that gives these cells this share of a frame's weight, within bounds."""
+        cells, few = few_BFhw[0, 0].numel(), few_BFhw.sum((-2, -1), keepdim=True)
+        wanted = share / (1 - share) * (cells - few) / few.clamp(min=1)
+        return wanted.clamp(1.0, self.config.largest_weight)
 
     def _target_latents(self, plans: Sequence[Plan]) -> tuple[Tensor, Tensor]:
         """[B, F, C, h, w] latents and [B, F, h, w] marks of what matters most."""

@@ -10,6 +10,7 @@ pytest.importorskip("skia", reason="captions come from the drawn world: pip inst
 from shotstream.evaluation.text_path import (
     READ,
     UNSCORED,
+    Readout,
     ReadoutConfig,
     accuracies,
     caption_set,
@@ -58,8 +59,8 @@ def test_a_steer_is_said_from_its_chunk_on():
                 assert change.attribute in before or change.attribute not in spec.stated
 
 
-@pytest.mark.parametrize("hops", [1, 2])
-def test_a_readout_finds_what_a_token_says_and_nothing_in_noise(hops: int):
+@pytest.mark.parametrize(("hops", "refiners"), [(1, 0), (2, 0), (1, 1)])
+def test_a_readout_finds_what_a_token_says_and_nothing_in_noise(hops: int, refiners: int):
     generator = torch.Generator().manual_seed(0)
     words = torch.randn(8, 16, generator=generator)
     said = torch.randint(8, (256,), generator=generator)
@@ -67,12 +68,23 @@ def test_a_readout_finds_what_a_token_says_and_nothing_in_noise(hops: int):
     states[torch.arange(256), torch.randint(6, (256,), generator=generator)] = words[said]
     targets = torch.full((256, len(READ)), UNSCORED)
     targets[:, READ.index("character")] = said
-    config = ReadoutConfig(steps=50, batch_size=16, width=32, hops=hops, learning_rate=1e-2)
+    config = ReadoutConfig(steps=50, batch_size=16, width=32, hops=hops, refiners=refiners, learning_rate=1e-2)
     readable = predict(train_readout(states[:192], targets[:192], config), states[192:])
     assert accuracies(readable, targets[192:])["character"][0] > 0.8
     shuffled = targets[torch.randperm(256, generator=generator)]
     unreadable = predict(train_readout(states[:192], shuffled[:192], config), states[192:])
     assert accuracies(unreadable, targets[192:])["character"][0] < 0.5
+
+
+def test_tokens_read_one_another_but_not_what_is_empty():
+    torch.manual_seed(0)
+    readout = Readout(16, width=32, refiners=2)
+    states = torch.randn(3, 6, 16)
+    states[:, 4:] = 0
+    alone, before = readout.refined(states[:, :4]), readout.refined(states)
+    torch.testing.assert_close(before[:, :4], alone)
+    states[:, 3] += 1
+    assert (readout.refined(states)[:, 0] - before[:, 0]).abs().max() > 1e-3
 
 
 def test_mistakes_name_the_caption_and_both_values():

@@ -19,6 +19,7 @@ from shotstream.training.data import (
     chunk_of_pixel,
     context_rule,
     frames_ever_asked_for,
+    people_around,
 )
 from shotstream.training.randomness import generator_at
 
@@ -142,6 +143,30 @@ def test_the_fewer_important_cells_a_frame_has_the_more_each_weighs(library: Lat
     assert some[:4, :4].sum() == pytest.approx(0.2 * some.sum())
     assert many.max() == 2.0
     assert one.min() == some.min() == many.min() == 1.0
+
+
+def test_people_reach_below_and_beside_their_faces(library: LatentLibrary):
+    face = torch.zeros(1, 2, 12, 20, dtype=torch.bool)
+    face[0, 0, 3:5, 9:11] = True
+    people = people_around(face)
+    assert people[0, 0].nonzero().amin(0).tolist() == [3, 8]
+    assert people[0, 0].nonzero().amax(0).tolist() == [7, 11]
+    assert people[0, 0].sum() == 5 * 4
+    assert not people[0, 1].any()
+
+
+def test_whole_people_have_their_share_of_the_loss(library: LatentLibrary):
+    face = torch.zeros(1, 1, 12, 20, dtype=torch.bool)
+    face[0, 0, 3:5, 9:11] = True
+    config = replace(PLAIN, important_weight=2.0, important_share=0.01, person_share=0.3)
+    weight = Sampler(library, config).cell_weight(face)[0, 0]
+    people = people_around(face)[0, 0]
+    assert weight[people].sum() == pytest.approx(0.3 * weight.sum())
+    assert weight[~people].eq(1).all()
+    heavier = Sampler(library, replace(config, important_weight=7.0)).cell_weight(face)[0, 0]
+    assert heavier[face[0, 0]].eq(7).all()  # a face is never lighter than without
+    bounded = Sampler(library, replace(config, person_share=0.9, largest_weight=4.0)).cell_weight(face)[0, 0]
+    assert bounded[people].eq(4).all()
 
 
 def test_lone_frames_have_no_memory(library: LatentLibrary):

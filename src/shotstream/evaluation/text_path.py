@@ -125,13 +125,22 @@ class Readout(nn.Module):
     """The DiT's text embedding, one cross-attention layer with a learned query per attribute, linear classes.
 
     With two hops, queries go on from what all of them found, as those of the DiT's blocks do: "the bear" in one
-    sentence leads to the coat of the bear in another.
+    sentence leads to the coat of the bear in another. With `refiners` the tokens first read one another, in as many
+    layers as a generator would have to have.
     """
 
-    def __init__(self, text_width: int, *, width: int = 256, num_heads: int = 2, hops: int = 1) -> None:
+    def __init__(
+        self, text_width: int, *, width: int = 256, num_heads: int = 2, hops: int = 1, refiners: int = 0
+    ) -> None:
         super().__init__()
         self.embedding = nn.Sequential(
             nn.Linear(text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.refiners = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(refiners)
         )
         self.num_heads = num_heads
         self.queries = nn.Parameter(torch.randn(len(READ), width) / 4)
@@ -141,11 +150,19 @@ class Readout(nn.Module):
 
     def forward(self, states_SLD: Tensor) -> list[Tensor]:
         """Logits [S, classes], one tensor per attribute of READ."""
-        text_SLE = self.embedding(states_SLD)
+        text_SLE = self.refined(states_SLD)
         read_SAE = self._look(0, self.queries.expand(len(text_SLE), -1, -1), text_SLE)
         for i, hop in enumerate(self.hops):
             read_SAE = read_SAE + self._look(i + 1, hop(read_SAE), text_SLE)
         return [head(read_SAE[:, i]) for i, head in enumerate(self.heads)]
+
+    def refined(self, states_SLD: Tensor) -> Tensor:
+        """Embedded tokens [S, L, E] after they have read one another."""
+        text_SLE: Tensor = self.embedding(states_SLD)
+        nothing_SL = states_SLD.eq(0).all(-1)
+        for refiner in self.refiners:
+            text_SLE = refiner(text_SLE, src_key_padding_mask=nothing_SL)
+        return text_SLE
 
     def _look(self, hop: int, query_SAE: Tensor, text_SLE: Tensor) -> Tensor:
         k_SLE, v_SLE = self.key_values[hop](text_SLE).chunk(2, dim=-1)
@@ -183,6 +200,8 @@ class ReadoutConfig:
     width: int = 256
     hops: int = 1
     """Cross-attention layers."""
+    refiners: int = 0
+    """Self-attention layers over the tokens before them."""
     learning_rate: float = 2e-3
     seed: int = 0
 
@@ -190,7 +209,7 @@ class ReadoutConfig:
 def train_readout(states: Tensor, targets: Tensor, config: ReadoutConfig) -> Readout:
     """Fit a readout to token states [S, L, D] and classes [S, A]."""
     torch.manual_seed(config.seed)
-    readout = Readout(states.shape[-1], width=config.width, hops=config.hops)
+    readout = Readout(states.shape[-1], width=config.width, hops=config.hops, refiners=config.refiners)
     optimiser = torch.optim.AdamW(readout.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
     for step in range(config.steps):

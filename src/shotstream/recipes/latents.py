@@ -31,6 +31,7 @@ from shotstream.models.codec import Codec, to_uint8
 from shotstream.models.text import MiniLMEncoder, TextEncoder
 from shotstream.models.tiny_codec import TinyCodec
 from shotstream.presets import STORYWORLD
+from shotstream.storyworld.spec import ShotSpec
 from shotstream.training.data import Captions, chunk_of_pixel, frames_ever_asked_for, write_shard
 from shotstream.training.randomness import generator_at
 
@@ -142,11 +143,7 @@ class ShardMaker:
         return sorted((dict.fromkeys(others, False) | chosen).items())
 
     def _add_clips(self, story: Any, seed: int, rows: _Rows, captions: Captions) -> None:
-        rng = generator_at("clips", seed)
-        count = min(int(self.recipe.clips + rng.random()), len(story.shots))
-        weights = np.array([self.recipe.steered_weight if spec.steers else 1.0 for spec in story.shots])
-        chance = None if self.recipe.steered_weight == 1 else weights / weights.sum()
-        for shot in sorted(rng.choice(len(story.shots), count, replace=False, p=chance).tolist()):
+        for shot in chosen_clips(story.shots, seed, clips=self.recipe.clips, steered_weight=self.recipe.steered_weight):
             clip = storyworld.render_shot(
                 story.shots[shot], num_frames=SHOT_FRAMES, height=self.recipe.height, width=self.recipe.width
             )
@@ -212,6 +209,15 @@ class ShardMaker:
             "important": np.zeros((0, frames, *size), np.bool_),
             "latent": np.zeros((0, frames, self.codec.latent_channels, *size), np.float16),
         }
+
+
+def chosen_clips(shots: Sequence[ShotSpec], seed: int, *, clips: float, steered_weight: float = 1.0) -> list[int]:
+    """Which shots of a story become whole clips; `clips` of them on average."""
+    rng = generator_at("clips", seed)
+    count = min(int(clips + rng.random()), len(shots))
+    weights = np.array([steered_weight if spec.steers else 1.0 for spec in shots])
+    chance = None if steered_weight == 1 else weights / weights.sum()
+    return sorted(rng.choice(len(shots), count, replace=False, p=chance).tolist())
 
 
 def cells_under(boxes: Sequence[Sequence[float]], size: tuple[int, int], stride: int) -> NDArray[np.bool_]:

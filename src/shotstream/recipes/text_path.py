@@ -12,6 +12,7 @@ import logging
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def check_layer(
     checks = []
     for config in configs:
         predicted = predict(train_readout(states, targets, config), test_states)
-        checks.append({"layer": layer, "hops": config.hops, **_scores(predicted, test)})
+        checks.append({"layer": layer, "hops": config.hops, "refiners": config.refiners, **_scores(predicted, test)})
         for name, row in checks[-1]["stated"].items():
             log.info("layer %d, %d hops: %s %s", layer, config.hops, name, row)
             for caption, stated, read in mistakes(predicted, test, name, limit=show):
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="a JSON file; without one the result is only printed")
     parser.add_argument("--layers", type=int, nargs="+", default=[6], help="MiniLM layers to read, 6 is the last")
     parser.add_argument("--hops", type=int, nargs="+", default=[1, 2], help="cross-attention layers of the readouts")
+    parser.add_argument("--refiners", type=int, default=0, help="self-attention layers over the tokens before them")
+    parser.add_argument("--learning-rate", type=float, default=ReadoutConfig().learning_rate)
     parser.add_argument("--captions", type=int, default=10000, help="training captions")
     parser.add_argument(
         "--told-before", type=float, default=0.0, help="share of them whose coat the introduction tells"
@@ -82,12 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     train = caption_set("train", options.captions, told_before=options.told_before)
     test = caption_set("heldout", options.heldout_captions)
-    configs = [ReadoutConfig(steps=options.steps, hops=hops) for hops in options.hops]
+    plain = ReadoutConfig(steps=options.steps, refiners=options.refiners, learning_rate=options.learning_rate)
+    configs = [replace(plain, hops=hops) for hops in options.hops]
     result = {
         "what": "share of held-out captions of which a readout of frozen MiniLM states tells an attribute; "
         "hops: its cross-attention layers",
         "command": f"python -m shotstream.recipes.text_path --layers {' '.join(map(str, options.layers))} "
         f"--hops {' '.join(map(str, options.hops))} "
+        f"--refiners {options.refiners} --learning-rate {options.learning_rate} "
         f"--captions {options.captions} --told-before {options.told_before} "
         f"--heldout-captions {options.heldout_captions} --steps {options.steps}",
         "hardware": f"{platform.machine()} CPU, {options.threads} thread",

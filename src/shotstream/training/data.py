@@ -200,7 +200,7 @@ def people_around(important_BFhw: Tensor) -> Tensor:
     """
     rows_BF = important_BFhw.any(-1).sum(-1)
     people = important_BFhw.clone()
-    for rows in rows_BF.unique().tolist():
+    for rows in set(rows_BF.flatten().tolist()):
         if rows:
             chosen = rows_BF == rows
             down, aside = -(-3 * rows // 2), -(-rows // 2)

@@ -27,10 +27,12 @@ def test_fast_equals_plain(num: int, height: int, width: int) -> None:
         assert fast.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_fast_rounds_about_as_much_as_plain_at_the_width_that_ships() -> None:
+def test_fast_is_exact_to_a_millionth_at_the_width_that_ships() -> None:
+    """The largest of 61,440 errors depends on the order in which a CPU adds; a wrong point or transform gives 0.1."""
     conv, x = conv_of(256, 256), pictures(1, 256, 12, 20)
-    error = (WinogradConv(conv)(x) - conv.double()(x.double())).abs().max()
-    assert error < 1e-5
+    error = WinogradConv(conv)(x) - conv.double()(x.double())
+    assert error.square().mean().sqrt() < 2e-6
+    assert error.abs().max() < 2e-5
 
 
 def test_a_convolution_has_a_twin_where_it_is_wide_and_in_float32() -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("skia", reason="ablations tell drawn stories: pip install 's
 from shotstream.engine.stream import Engine
 from shotstream.evaluation import ablations
 from shotstream.evaluation.ablations import LONG_VARIANTS, VARIANTS, AblationConfig, add_result, run
-from shotstream.evaluation.ablations_report import CLAIMS, GROUPS, difference, verdict
+from shotstream.evaluation.ablations_report import CLAIMS, GROUPS, difference, verdict, write_report
 from shotstream.evaluation.film import FilmedShot, Take, film, rendered
 from shotstream.evaluation.readers import Reading, Seen
 from shotstream.evaluation.variants import RuleMemory, SingleShotStream, Variant, VariedEngine, some_of
@@ -136,6 +136,10 @@ def test_all_variants_run_and_the_report_is_written(tiny_engine: Engine, tmp_pat
     runs = json.loads(path.read_text())["runs"]
     assert {"following", "shot_cut_accuracy", "no_false_cut"} <= runs["chosen"]["measures"].keys()
     assert set(runs["long_no_sink"]["by_window"]) == {"1", "2", "3"}
+    alone = tmp_path / "long.md"
+    write_report(alone, {"long_no_sink": runs["long_no_sink"]}, {})
+    assert "The paper's ordering" not in alone.read_text()  # of stories, and there are none
+    assert f"{FAST.stories} shots of {FAST.long_chunks} chunks" in alone.read_text()
     report = path.with_suffix(".md").read_text()
     assert "chosen minus no_indicator" in report
     assert f"{FAST.stories} stories of {FAST.shots} shots" in report

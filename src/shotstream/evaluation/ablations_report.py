@@ -119,13 +119,20 @@ def write_report(path: Path, runs: Mapping[str, Any], shares: Mapping[str, Any])
 
     Args: runs name -> what `ablations.content_of` gives; shares name -> measure -> story -> share.
     """
-    parts = [INTRO, *_measured(runs), *_claims(shares), *_better(runs, shares)]
+    parts = [INTRO, *_measured(runs)]
+    if not _only_long(runs):
+        parts += [*_claims(shares), *_better(runs, shares)]
     for group in GROUPS:
         if sum(name in runs for name in group.variants) > 1:
             parts += _group(path, group, runs, shares)
     parts += _long(runs)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts) + "\n")
+
+
+def _only_long(runs: Mapping[str, Any]) -> bool:
+    """Whether nothing but shots of three windows was filmed."""
+    return bool(runs) and all("by_window" in run for run in runs.values())
 
 
 def _measured(runs: Mapping[str, Any]) -> list[str]:
@@ -136,7 +143,8 @@ def _measured(runs: Mapping[str, Any]) -> list[str]:
     for name, run in runs.items():
         together.setdefault(run["measured"]["hardware"], []).append(name)
     config = next(iter(runs.values()))["measured"]["config"]
-    lines = [f"{config['stories']} stories of {config['shots']} shots.", ""]
+    told = f"shots of {config['long_chunks']} chunks" if _only_long(runs) else f"stories of {config['shots']} shots"
+    lines = [f"{config['stories']} {told}.", ""]
     for hardware, names in together.items():
         last = max(str(runs[name]["measured"]["date"]) for name in names)
         commits = dict.fromkeys(str(runs[name]["measured"]["commit"]) for name in names)

@@ -216,6 +216,7 @@ def chosen_clips(shots: Sequence[ShotSpec], seed: int, *, clips: float, steered_
     rng = generator_at("clips", seed)
     count = min(int(clips + rng.random()), len(shots))
     weights = np.array([steered_weight if spec.steers else 1.0 for spec in shots])
+    # Even chances draw other shots than none given: libraries made without the weight stay as they are.
     chance = None if steered_weight == 1 else weights / weights.sum()
     return sorted(rng.choice(len(shots), count, replace=False, p=chance).tolist())
 

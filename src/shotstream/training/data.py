@@ -340,10 +340,15 @@ class Sampler:
         self._opening = np.flatnonzero(self._targets[:, 1] == 0)
         self._later = np.flatnonzero(self._targets[:, 1] > 0)
         self._shared = self._of_two_people() if self.config.two_people else None
+        self._first_change = self._where_captions_change() if self.config.steered else None
+
+    def _where_captions_change(self) -> NDArray[np.intp]:
+        """Per target, the first chunk whose caption is another; past the last where none is. Raises if all are so."""
         changes = self._captions[:, 1:] != self._captions[:, :-1]
-        self._first_change = np.where(changes.any(1), 1 + changes.argmax(1), self._captions.shape[1])
-        if self.config.steered and not changes.any():
+        if not changes.any():
             raise ValueError("steered asks for shots whose caption changes, and the library has none")
+        first: NDArray[np.intp] = np.where(changes.any(1), 1 + changes.argmax(1), self._captions.shape[1])
+        return first
 
     def _of_two_people(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Target rows and lone frames of shots that open with two people. Raises ValueError where there are none."""
@@ -411,7 +416,7 @@ class Sampler:
         return Plan((), (), (), rows, captions, 1)
 
     def _pick_target(self, rng: np.random.Generator, frames: int) -> int:
-        if self.config.steered and rng.random() < self.config.steered:
+        if self._first_change is not None and rng.random() < self.config.steered:
             changing = np.flatnonzero(self._first_change <= chunk_of_latent(frames - 1))
             if len(changing):
                 return int(rng.choice(changing))

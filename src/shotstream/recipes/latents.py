@@ -31,7 +31,8 @@ from shotstream.models.codec import Codec, to_uint8
 from shotstream.models.text import MiniLMEncoder, TextEncoder
 from shotstream.models.tiny_codec import TinyCodec
 from shotstream.presets import STORYWORLD
-from shotstream.storyworld.spec import ShotSpec
+from shotstream.storyworld.sampler import WorldStory
+from shotstream.storyworld.spec import NOBODY, ShotSpec
 from shotstream.training.data import Captions, chunk_of_pixel, frames_ever_asked_for, write_shard
 from shotstream.training.randomness import generator_at
 
@@ -60,6 +61,8 @@ class LatentsRecipe:
     """Whole clips per story on average; 0.4 takes one of 40% of the stories."""
     steered_weight: float = 1.0
     """How many times likelier a clip is of a shot that is steered than of another."""
+    two_people: bool = False
+    """Leave out stories in which no two people share a shot, which are four in five."""
     height: int = 192
     width: int = 320
     text_length: int = STORYWORLD.text.length
@@ -93,18 +96,17 @@ class ShardMaker:
 
     @torch.no_grad()
     def make(self, shard: int) -> None:
-        """Write shard number `shard`."""
-        recipe = self.recipe
+        """Write shard number `shard`, if any story belongs to it."""
         frames, clips, shots, captions, labels = _Rows(), _Rows(), _Rows(), Captions(), []
-        first = recipe.first_seed + shard * recipe.stories_per_shard
-        for seed in range(first, min(first + recipe.stories_per_shard, recipe.first_seed + recipe.stories)):
-            story = storyworld.sample_story(seed, split=recipe.split)
+        for seed, story in stories_of(self.recipe, shard):
             self._add_shots(story, seed, shots, captions)
             self._add_frames(story, seed, frames, captions)
             self._add_clips(story, seed, clips, captions)
             labels.append({"story": seed, "shots": [spec.labels(0) for spec in story.shots]})
+        if not labels:
+            return
         write_shard(
-            Path(recipe.out) / f"shard-{shard:05d}",
+            Path(self.recipe.out) / f"shard-{shard:05d}",
             frames={name: np.stack(column) for name, column in frames.columns.items()},
             clips={name: np.stack(column) for name, column in clips.columns.items()} or self._no_clips(),
             shots={name: np.stack(column) for name, column in shots.columns.items()},
@@ -211,6 +213,15 @@ class ShardMaker:
         }
 
 
+def stories_of(recipe: LatentsRecipe, shard: int) -> Iterator[tuple[int, WorldStory]]:
+    """Seed and story of all that belong into a shard, in order."""
+    first = recipe.first_seed + shard * recipe.stories_per_shard
+    for seed in range(first, min(first + recipe.stories_per_shard, recipe.first_seed + recipe.stories)):
+        story = storyworld.sample_story(seed, split=recipe.split)
+        if not recipe.two_people or any(spec.second_character != NOBODY for spec in story.shots):
+            yield seed, story
+
+
 def chosen_clips(shots: Sequence[ShotSpec], seed: int, *, clips: float, steered_weight: float = 1.0) -> list[int]:
     """Which shots of a story become whole clips; `clips` of them on average."""
     rng = generator_at("clips", seed)
@@ -294,6 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--clips", type=float, default=1.0, help="whole clips per story on average")
     flags.add_argument(
         "--steered-weight", type=float, default=1.0, help="how many times likelier clips are of steered shots"
+    )
+    flags.add_argument(
+        "--two-people", action="store_true", help="only those of the stories in which two people share a shot"
     )
     flags.add_argument("--extra-frames", type=int, default=2, help="frames per shot beyond those memory asks for")
     flags.add_argument("--height", type=int, default=192)

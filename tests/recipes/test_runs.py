@@ -46,9 +46,10 @@ def test_distillation_flags_reach_the_network_they_are_for() -> None:
     flags = parser(None)
     intra_shot.add_flags(flags)
     names = ["--out", "o", "--data", "d", "--init", "s", "--teacher", "t"]
-    given = flags.parse_args([*names, "--critic-rate", "0.5", "--critic-steps", "2", "--learning-rate", "0.25"])
+    rates_given = ["--critic-rate", "0.5", "--learning-rate", "0.25"]
+    given = flags.parse_args([*names, *rates_given, "--critic-steps", "2", "--lowest-sigma", "0.3"])
     before = intra_shot.config(data="d", out="o", init="s", teacher="t")
     after = intra_shot.with_distill_flags(before, given)
     rates = {name: optimiser.learning_rate for name, optimiser in after.trainer.optimisers.items()}
     assert rates == {GENERATOR: 0.25, CRITIC: 0.5}
-    assert after.distill == replace(before.distill, critic_steps=2)
+    assert after.distill == replace(before.distill, critic_steps=2, lowest_sigma=0.3)

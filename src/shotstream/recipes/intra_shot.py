@@ -81,13 +81,18 @@ def add_flags(flags: ArgumentParser) -> None:
     """Flags of both distillation stages, for `with_distill_flags`."""
     flags.add_argument("--teacher", required=True, help="the teacher's weights")
     flags.add_argument("--guidance", type=float, help="of the teacher, additive")
+    flags.add_argument("--lowest-sigma", type=float, help="the least noise at which teacher and critic compare")
     flags.add_argument("--critic-steps", type=int, help="critic updates after each of the generator")
     flags.add_argument("--critic-rate", type=float, help="of the critic; --learning-rate is the generator's")
 
 
 def with_distill_flags(recipe: DistillRecipe, given: Namespace) -> DistillRecipe:
     """The recipe with what the command line changes of the turns, the guidance and the training."""
-    changes = {"guidance_scale": given.guidance, "critic_steps": given.critic_steps}
+    changes = {
+        "guidance_scale": given.guidance,
+        "lowest_sigma": given.lowest_sigma,
+        "critic_steps": given.critic_steps,
+    }
     distill = replace(recipe.distill, **{name: value for name, value in changes.items() if value is not None})
     trainer = with_flags(recipe.trainer, given)
     if given.critic_rate is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from shotstream.models.checkpoint import load_dit, save_dit
+from shotstream.models.checkpoint import load_dit, read_tensors, save_dit
 from shotstream.models.dit import DiT
 from shotstream.recipes import carry_over
 
@@ -37,11 +38,14 @@ def test_the_newer_network_moves_as_the_stage_moved_the_older_one(tiny_dit: DiT,
 
 def test_part_of_a_stage_can_be_taken_back(tiny_dit: DiT, tmp_path: Path) -> None:
     before = saved(tmp_path / "before.safetensors", tiny_dit)
-    after = saved(tmp_path / "after.safetensors", moved(tiny_dit, 1.0))
-    target = tmp_path / "half.safetensors"
+    after, target = tmp_path / "after.safetensors", tmp_path / "half.safetensors"
+    save_dit(after, moved(tiny_dit, 1.0), dtype=torch.float32, recipe='{"steps": 7}', step="7")
     files = [str(before), "--after", str(after), "--before", str(before), "-o", str(target)]
     assert carry_over.main([*files, "--share", "0.5"]) == 0
     torch.testing.assert_close(load_dit(target).state_dict(), moved(tiny_dit, 0.5).state_dict())
+    _, metadata = read_tensors(target)
+    recipe = json.loads(metadata["recipe"])
+    assert (recipe["share"], recipe["stage"], metadata["step"]) == (0.5, {"steps": 7}, "7")
 
 
 def test_networks_of_another_kind_are_refused(tiny_dit: DiT, tmp_path: Path) -> None:

@@ -18,17 +18,21 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from shotstream.models.checkpoint import load_dit, save_dit
+from shotstream.models.checkpoint import load_dit, read_tensors, save_dit
 
 log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def carry_over(newer: Path, after: Path, before: Path, target: Path, *, share: float = 1.0) -> None:
-    """Write float32 weights. Raises ValueError if the networks are configured differently."""
+    """Write float32 weights, with the stage's recipe and step in the metadata.
+
+    Raises: ValueError if the networks are configured differently.
+    """
     models = {path: load_dit(path).float() for path in (newer, after, before)}
     result = models[newer]
     for path, model in models.items():
@@ -37,8 +41,10 @@ def carry_over(newer: Path, after: Path, before: Path, target: Path, *, share: f
     learnt, known = models[after].state_dict(), models[before].state_dict()
     for name, value in result.state_dict().items():
         value.add_(learnt[name] - known[name], alpha=share)
-    recipe = {"newer": str(newer), "after": str(after), "before": str(before), "share": share}
-    save_dit(target, result, dtype=torch.float32, recipe=json.dumps(recipe), step="0")
+    _, metadata = read_tensors(after)
+    recipe: dict[str, Any] = {"newer": str(newer), "after": str(after), "before": str(before), "share": share}
+    recipe["stage"] = json.loads(metadata.get("recipe") or "{}")  # a half step ships and says what it is half of
+    save_dit(target, result, dtype=torch.float32, recipe=json.dumps(recipe), step=metadata.get("step", "0"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -133,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_flags(flags)
     flags.add_argument("--critic", help="the critic's weights; without it, it starts as the teacher")
     add_frames_flag(flags)
+    flags.add_argument("--two-people", type=float, help="share of samples from shots of two people alone")
+    flags.add_argument("--steered", type=float, help="share of samples from shots whose caption changes on the way")
     flags.add_argument("--critic-warmup", type=int, help="critic updates before the first of the generator")
     flags.add_argument("--pairs", help="teacher trajectories, whose regression is added to the generator's loss")
     given = flags.parse_args(arguments)
@@ -143,7 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = replace(with_distill_flags(recipe, given), critic=given.critic, pairs=given.pairs)
     warmup = recipe.distill.critic_warmup if given.critic_warmup is None else given.critic_warmup
     distill = replace(recipe.distill, anchor_weight=0.25 if given.pairs else 0.0, critic_warmup=warmup)
-    recipe = replace(recipe, distill=distill, sampler=with_frames(recipe.sampler, given.frames))
+    shares = {name: share for name in ("two_people", "steered") if (share := getattr(given, name)) is not None}
+    sampler = with_frames(replace(recipe.sampler, **shares), given.frames)
+    recipe = replace(recipe, distill=distill, sampler=sampler)
     with joined() as world:
         run(replace(recipe, seed=given.seed or 0, watch=watching.from_flags(given)), world)
     return 0

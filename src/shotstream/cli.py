@@ -178,7 +178,10 @@ def _add_preset_options(parser: argparse.ArgumentParser, presets: str = "storywo
     parser.add_argument("--weights", type=Path, help="a folder with the preset's files, or a file for the model alone")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument(
-        "--threads", type=int, help="on the CPU; default: half of the logical CPUs, without bfloat16 all; at most 4"
+        "--threads",
+        type=int,
+        help="on the CPU; default: one a core (serve: half of the logical CPUs), without bfloat16 one a logical CPU; "
+        "at most 4",
     )
 
 
@@ -220,7 +223,7 @@ def _serve(options: argparse.Namespace, _: list[str]) -> None:
     from shotstream.server.serve import serve
 
     if options.fake_chunk_ms is None:
-        serve(options, lambda: _load_engine(options))
+        serve(options, lambda: _load_engine(options, live=True))
         return
     engine = _fake_engine(options)
     serve(options, lambda: engine)
@@ -269,10 +272,10 @@ def _fake_engine(options: argparse.Namespace) -> Engine:
     return FakeEngine(FakeConfig(chunk_ms=options.fake_chunk_ms))
 
 
-def _load_engine(options: argparse.Namespace) -> Engine:
+def _load_engine(options: argparse.Namespace, *, live: bool = False) -> Engine:
     if options.steps is not None and (options.model != "teacher" or options.steps < 1):
         raise ValueError("--steps is a positive number and for --model teacher: the student's steps belong to it")
-    from shotstream.engine.loading import load
+    from shotstream.engine.loading import load, serving_threads
 
     return load(
         options.preset,
@@ -280,7 +283,7 @@ def _load_engine(options: argparse.Namespace) -> Engine:
         weights=options.weights,
         device=options.device,
         num_steps=options.steps,
-        threads=options.threads,
+        threads=serving_threads() if live and options.threads is None else options.threads,
     )
 
 

@@ -6,13 +6,22 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 from shotstream.engine import loading
-from shotstream.engine.loading import keep_freed_memory, load, reserve_heap, serving_threads, share_one_heap
+from shotstream.engine.loading import (
+    cores_among,
+    filming_threads,
+    keep_freed_memory,
+    load,
+    reserve_heap,
+    serving_threads,
+    share_one_heap,
+)
 
 
 @pytest.fixture
@@ -28,11 +37,43 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, torch.dtype], Non
 
 
 @pytest.mark.parametrize(("logical", "threads"), [(1, 1), (2, 1), (4, 2), (8, 4), (64, 4)])
-def test_half_of_the_logical_cpus_make_the_picture_where_bfloat16_is_native(
+def test_half_of_the_logical_cpus_serve_where_bfloat16_is_native(
     machine: Callable[[int, torch.dtype], None], logical: int, threads: int
 ) -> None:
     machine(logical, torch.bfloat16)
     assert serving_threads() == threads
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (3, 3), (8, 4)])
+def test_every_core_films_where_bfloat16_is_native(
+    machine: Callable[[int, torch.dtype], None], monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
+) -> None:
+    machine(8, torch.bfloat16)
+    monkeypatch.setattr(loading, "cores_among", lambda cpus: cores)
+    assert filming_threads() == threads
+
+
+def topology(folder: Path, siblings: Sequence[str]) -> Path:
+    """As Linux describes the logical CPU of each place: those that share its core."""
+    for cpu, names in enumerate(siblings):
+        (folder / f"cpu{cpu}" / "topology").mkdir(parents=True)
+        (folder / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(f"{names}\n")
+    return folder
+
+
+def test_cpus_that_share_a_core_count_once(tmp_path: Path) -> None:
+    pairs = topology(tmp_path, ["0,2", "1,3", "0,2", "1,3"])
+    assert cores_among({0, 1, 2, 3}, pairs) == 2
+    assert cores_among({0, 2}, pairs) == 1
+    assert cores_among({0, 1}, pairs) == 2
+
+
+def test_cpus_that_are_cores_of_their_own_count_each(tmp_path: Path) -> None:
+    assert cores_among({0, 1}, topology(tmp_path, ["0", "1"])) == 2
+
+
+def test_two_cpus_are_one_core_where_nothing_tells(tmp_path: Path) -> None:
+    assert cores_among({0, 1, 2, 3}, tmp_path / "nothing") == 2
 
 
 @pytest.mark.parametrize(("logical", "threads"), [(1, 1), (2, 2), (3, 3), (4, 4), (64, 4)])
@@ -40,13 +81,13 @@ def test_all_logical_cpus_make_the_picture_in_float32(
     machine: Callable[[int, torch.dtype], None], logical: int, threads: int
 ) -> None:
     machine(logical, torch.float32)
-    assert serving_threads() == threads
+    assert serving_threads() == filming_threads() == threads
 
 
 def test_who_sets_omp_num_threads_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert serving_threads() == torch.get_num_threads()
+    assert serving_threads() == filming_threads() == torch.get_num_threads()
 
 
 def test_no_threads_is_an_error() -> None:
@@ -65,7 +106,15 @@ def test_who_sets_malloc_variables_decides(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_the_heap_reserves_is_there_for_what_comes() -> None:
     program = """
 import numpy as np
-from shotstream.engine.loading import keep_freed_memory, reserve_heap
+from shotstream.engine.loading import (
+    cores_among,
+    filming_threads,
+    keep_freed_memory,
+    load,
+    reserve_heap,
+    serving_threads,
+    share_one_heap,
+)
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 assert keep_freed_memory()

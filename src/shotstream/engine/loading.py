@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Set
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -37,7 +38,7 @@ def load(
         weights is a folder, or a file with the student or teacher; None looks in the package, then the hub.
         device defaults to CUDA where there is one; dtype to bfloat16 where the device is fast in it.
         num_steps: Euler steps of the teacher.
-        threads: for work on the CPU, in this whole process (torch has one setting); None: see `serving_threads`. Other
+        threads: for work on the CPU, in this whole process (torch has one setting); None: see `filming_threads`. Other
         numbers round otherwise: the same story has other last bits.
     Raises: ValueError naming what is missing or does not fit, and the way out.
     """
@@ -50,7 +51,7 @@ def load(
     kind = dtype or default_dtype(place)
     if place.type == "cpu":
         keep_freed_memory()
-        torch.set_num_threads(threads or serving_threads())
+        torch.set_num_threads(threads or filming_threads())
     dit = load_dit(find_weights(config, model, weights), config=None if config.codec == "tiny" else config.dit)
     if dit.config != config.dit:
         raise ValueError(
@@ -94,19 +95,45 @@ def default_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
     return "bfloat16" if default_dtype(device) == torch.bfloat16 else "float32"
 
 
-def serving_threads() -> int:
-    """Threads for one stream on the CPU, from 1 to 4: what OMP_NUM_THREADS says, else what suits the machine.
-
-    Where bfloat16 is native, half of the logical CPUs. Two of them are mostly one core, and its two threads share one
-    unit for matrices: on such a machine one thread makes a chunk in the time of two (0.22 and 0.25 s measured) and
-    leaves the other to the encoder and the player. Elsewhere all of them: in float32 two CPUs with AVX2 make 27 frames
-    a second where one makes 15, of which 16 are shown.
+def filming_threads() -> int:
+    """Threads for one stream on a CPU that has nothing else to do, from 1 to 4: what OMP_NUM_THREADS says, else one a
+    core where bfloat16 is native, where the two threads of a core would share one unit for matrices, and one a logical
+    CPU elsewhere: in float32 two CPUs with AVX2 make 27 frames a second where one makes 15.
     """
-    if os.environ.get("OMP_NUM_THREADS"):
-        return torch.get_num_threads()
-    logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    native_bfloat16 = default_dtype(torch.device("cpu")) == torch.bfloat16
-    return max(1, min(4, logical // 2 if native_bfloat16 else logical))
+    logical = _logical_cpus()
+    return _threads(cores_among(logical) if _native_bfloat16() else len(logical))
+
+
+def serving_threads() -> int:
+    """The same where encoder, player and viewers need the CPU as well: half of the logical CPUs with native bfloat16.
+
+    On two cores one thread shows the first picture 0.62 s after a cut (p95), two show it after 1.1 s and stall eight
+    times a minute, although they film half as fast again. In float32 one would be too slow for the 16 frames a second
+    that are shown.
+    """
+    logical = len(_logical_cpus())
+    return _threads(logical // 2 if _native_bfloat16() else logical)
+
+
+def _threads(wanted: int) -> int:
+    return torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else max(1, min(4, wanted))
+
+
+def _logical_cpus() -> Set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _native_bfloat16() -> bool:
+    return default_dtype(torch.device("cpu")) == torch.bfloat16
+
+
+def cores_among(logical: Set[int], topology: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Cores that these logical CPUs lie on, as Linux tells it; half as many as CPUs where nothing does."""
+    try:
+        siblings = {(topology / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip() for cpu in logical}
+    except OSError:
+        return len(logical) // 2
+    return len(siblings)
 
 
 def keep_freed_memory(trim_bytes: int = 1 << 29, mmap_bytes: int = 1 << 25) -> bool:

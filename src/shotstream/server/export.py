@@ -52,7 +52,7 @@ MIME_TYPES: dict[Format, str] = {
 }
 _PROMISE = """\
 # `shotstream generate --preset {preset} -o film.mp4 THIS-FILE` makes the very same frames again: to the bit
-# where machine, weights and --threads are those that it was made with.
+# where machine, weights and --threads are those that it was made with (serve may take fewer than generate).
 """
 MAX_CLIPS = 1000
 MAX_SHEET_ROWS = 200

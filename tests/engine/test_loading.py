@@ -106,15 +106,7 @@ def test_who_sets_malloc_variables_decides(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_the_heap_reserves_is_there_for_what_comes() -> None:
     program = """
 import numpy as np
-from shotstream.engine.loading import (
-    cores_among,
-    filming_threads,
-    keep_freed_memory,
-    load,
-    reserve_heap,
-    serving_threads,
-    share_one_heap,
-)
+from shotstream.engine.loading import keep_freed_memory, reserve_heap
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 assert keep_freed_memory()

@@ -37,6 +37,7 @@ from shotstream.recipes.runs import (
     train,
     with_flags,
     with_frames,
+    with_shares,
 )
 from shotstream.recipes.watching import WatchConfig, watch_student
 from shotstream.training.causal_init import (
@@ -217,9 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.part in ("real", "guided") and given.own_history is not None:
                 recipe = replace(recipe, causal=replace(recipe.causal, own_history=given.own_history))
             if given.part in ("real", "guided"):
-                shares = {name: getattr(given, name) for name in ("two_people", "steered", "person_share")}
-                shares = {name: share for name, share in shares.items() if share is not None}
-                recipe = replace(recipe, sampler=replace(recipe.sampler, **shares))
+                recipe = replace(recipe, sampler=with_shares(recipe.sampler, given))
             recipe = replace(recipe, sampler=with_frames(recipe.sampler, given.frames))
             run(recipe, world)
             return 0

@@ -18,7 +18,7 @@ from shotstream.models.dit import DiT
 from shotstream.models.lora import LoRAConfig
 from shotstream.presets import STORYWORLD
 from shotstream.recipes import watching
-from shotstream.recipes.runs import add_frames_flag, parser, start, train, with_flags, with_frames
+from shotstream.recipes.runs import add_frames_flag, parser, start, train, with_flags, with_frames, with_shares
 from shotstream.recipes.watching import WatchConfig, watch_student
 from shotstream.training.causal_init import CausalConfig, OdeStage, PairStore
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
@@ -145,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = replace(with_distill_flags(recipe, given), critic=given.critic, pairs=given.pairs)
     warmup = recipe.distill.critic_warmup if given.critic_warmup is None else given.critic_warmup
     distill = replace(recipe.distill, anchor_weight=0.25 if given.pairs else 0.0, critic_warmup=warmup)
-    shares = {name: share for name in ("two_people", "steered") if (share := getattr(given, name)) is not None}
-    sampler = with_frames(replace(recipe.sampler, **shares), given.frames)
+    sampler = with_frames(with_shares(recipe.sampler, given), given.frames)
     recipe = replace(recipe, distill=distill, sampler=sampler)
     with joined() as world:
         run(replace(recipe, seed=given.seed or 0, watch=watching.from_flags(given)), world)

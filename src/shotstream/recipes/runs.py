@@ -69,6 +69,12 @@ def with_frames(config: SamplerConfig, frames: tuple[int, ...] | None) -> Sample
     return replace(config, target_frames=max(frames), lengths=frames if len(frames) > 1 else ())
 
 
+def with_shares(config: SamplerConfig, given: argparse.Namespace) -> SamplerConfig:
+    """Which samples are favoured, as far as a recipe has flags for it and they are given."""
+    shares = {name: getattr(given, name, None) for name in ("two_people", "steered", "person_share")}
+    return replace(config, **{name: share for name, share in shares.items() if share is not None})
+
+
 def start(arguments: argparse.Namespace) -> None:
     """Set up logging and threads."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

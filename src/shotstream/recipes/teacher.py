@@ -27,6 +27,7 @@ from shotstream.recipes.runs import (
     train,
     with_flags,
     with_frames,
+    with_shares,
 )
 from shotstream.recipes.watching import WatchConfig, watch_teacher
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
@@ -93,15 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watching.add_flags(flags)
     add_frames_flag(flags)
     flags.add_argument("part", choices=get_args(Part))
-    flags.add_argument("--two-people", type=float, default=0.0, help="share of samples from shots of two people alone")
-    flags.add_argument("--person-share", type=float, default=0.0, help="share of a frame's loss for people, if few")
+    flags.add_argument("--two-people", type=float, help="share of samples from shots of two people alone")
+    flags.add_argument("--person-share", type=float, help="share of a frame's loss for people, if few")
     given = flags.parse_args(arguments)
     start(given)
     recipe = config(given.part, data=given.data, out=given.out)
-    sampler = replace(recipe.sampler, two_people=given.two_people, person_share=given.person_share)
-    recipe = replace(recipe, sampler=sampler)
     recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
-    recipe = replace(recipe, sampler=with_frames(recipe.sampler, given.frames))
+    recipe = replace(recipe, sampler=with_frames(with_shares(recipe.sampler, given), given.frames))
     recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))
     with joined() as world:
         run(recipe, world)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import platform
 import random
 import resource
 import subprocess
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from shotstream.engine.loading import reserve_heap
+from shotstream.engine.loading import hardware_name, reserve_heap
 from shotstream.engine.stream import Chunk, Engine, Stream
 from shotstream.models.vocabulary import VOCABULARY_FILE, Vocabulary
 from shotstream.presets import PACKAGE_WEIGHTS
@@ -187,17 +186,6 @@ def commit_name() -> str:
     except (OSError, subprocess.SubprocessError):
         return f"version {importlib.metadata.version('shotstream')}"
     return done.stdout.strip()
-
-
-def hardware_name(device: torch.device) -> str:
-    """Return the names of the GPU, if used, and of the CPU with its cores."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    cpu = f"{cpu} ({os.cpu_count()} cores)"
-    return f"{torch.cuda.get_device_name(device)}, {cpu}" if device.type == "cuda" else cpu
 
 
 def _warm_up(stream: Stream, prompts: Iterator[str]) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("skia", reason="evaluation draws the truth: pip install 'shotstream[eval]'")
 
@@ -18,7 +19,7 @@ from shotstream.evaluation.journal import Journal
 from shotstream.evaluation.questions import following, memory, own_memory, steering, unrelated
 from shotstream.evaluation.readers import Reading, Seen
 from shotstream.evaluation.report import HEADLINES, results, write_results
-from shotstream.evaluation.suite import SuiteConfig, evaluate, evaluate_story
+from shotstream.evaluation.suite import SuiteConfig, evaluate, evaluate_story, fingerprint
 from shotstream.storyworld import ATTRIBUTES, WorldStory, sample_story
 from shotstream.storyworld.probe import ProbeScores
 
@@ -208,6 +209,26 @@ def test_the_whole_suite_runs_on_an_untrained_model(tiny_engine: Engine, tmp_pat
     assert "prompt_following_of_ceiling" in report
 
 
+def test_a_report_says_how_many_stories_each_machine_filmed(tiny_engine: Engine, tmp_path: Path):
+    here, elsewhere = evaluate(tiny_engine, Oracle(), FAST)
+    elsewhere.machine = "a bigger machine"
+    path = tmp_path / "storyworld.json"
+    content = results([here, elsewhere], SCORES, FAST)
+    content["details"] |= {"transnet": "absent", "nearest_training_latent": "not measured"}
+    write_results(path, "student", content)
+    assert content["details"]["measured"]["machines"] == {here.machine: 1, "a bigger machine": 1}
+    assert f"1 on {here.machine} and 1 on a bigger machine" in path.with_suffix(".md").read_text()
+
+
+def test_a_fingerprint_knows_weights_at_any_precision(engine_on: Callable[..., Engine]):
+    cpu = torch.device("cpu")
+    one, half, other = engine_on(cpu), engine_on(cpu, dtype=torch.bfloat16), engine_on(cpu)
+    with torch.no_grad():
+        next(other.model.parameters())[:1] += 0.1
+    assert fingerprint(half) == fingerprint(one)
+    assert fingerprint(other) != fingerprint(one)
+
+
 def test_a_journal_keeps_finished_stories(tiny_engine: Engine, tmp_path: Path):
     path, subject = tmp_path / "journal.jsonl", {"model": "tiny"}
     one = replace(FAST, stories=1)
@@ -215,6 +236,7 @@ def test_a_journal_keeps_finished_stories(tiny_engine: Engine, tmp_path: Path):
     with path.open("a") as file:
         file.write('{"story": 17, "unfini')
     again = list(evaluate(tiny_engine, Oracle({}), one, Journal(path, subject)))
+    assert again[0].machine == first[0].machine != ""
     assert again[0].model.tally.measures() == first[0].model.tally.measures()
     assert again[0].ceiling.tally.measures() == first[0].ceiling.tally.measures()
     for shot, features in first[0].model.features.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Set
 from dataclasses import fields
@@ -93,6 +94,17 @@ def default_dtype(device: torch.device) -> torch.dtype:
 def default_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
     """The name of `default_dtype`, as recipes write it down."""
     return "bfloat16" if default_dtype(device) == torch.bfloat16 else "float32"
+
+
+def hardware_name(device: torch.device) -> str:
+    """Return the names of the GPU, if used, and of the CPU with its cores."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    cpu = f"{cpu} ({os.cpu_count()} cores)"
+    return f"{torch.cuda.get_device_name(device)}, {cpu}" if device.type == "cuda" else cpu
 
 
 def filming_threads() -> int:

@@ -39,6 +39,8 @@ class StoryResult:
     model: Findings = field(default_factory=Findings)
     frames: int = 0
     seconds: float = 0.0
+    machine: str = ""
+    """What it was filmed on; empty where an older journal does not say."""
 
 
 class Journal:
@@ -70,7 +72,7 @@ class Journal:
 
 def _to_json(result: StoryResult) -> str:
     entry: dict[str, Any] = {"story": result.story, "shots": result.shots}
-    entry |= {"frames": result.frames, "seconds": result.seconds}
+    entry |= {"frames": result.frames, "seconds": result.seconds, "machine": result.machine}
     entry |= {"ceiling": _plain(result.ceiling), "model": _plain(result.model)}
     return json.dumps(entry)
 
@@ -92,7 +94,14 @@ def _from_json(line: str) -> StoryResult:
     entry = json.loads(line)
     story = int(entry["story"])
     parts = {name: _findings(entry[name], story) for name in ("ceiling", "model")}
-    return StoryResult(story=story, shots=entry["shots"], frames=entry["frames"], seconds=entry["seconds"], **parts)
+    return StoryResult(
+        story=story,
+        shots=entry["shots"],
+        frames=entry["frames"],
+        seconds=entry["seconds"],
+        machine=entry.get("machine", ""),
+        **parts,
+    )
 
 
 def _findings(plain: Mapping[str, Any], story: int) -> Findings:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from shotstream.engine.loading import choose_device, default_precision
+from shotstream.engine.loading import choose_device, default_precision, hardware_name
 from shotstream.evaluation.journal import Features, Findings, StoryResult
 from shotstream.evaluation.metrics import (
     Measure,
@@ -88,7 +87,7 @@ def results(
         "by_shot": {which: _plain_by_shot(long or short, which) for which in ("ceiling", "model")},
         "frames_per_second": frames / seconds if seconds and live else None,
         "probe": asdict(scores),
-        "measured": circumstances() | {"config": asdict(config)},
+        "measured": circumstances() | {"machines": machines(stories), "config": asdict(config)},
     }
     return {
         "ceiling": plain(ceiling),
@@ -219,17 +218,25 @@ def _round(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def machine(device: torch.device) -> str:
+    """What this process films on, and how."""
+    return f"{hardware_name(device)}, {torch.get_num_threads()} threads, {default_precision(device)}"
+
+
+def machines(stories: Sequence[StoryResult]) -> dict[str, int]:
+    """How many stories were filmed on what: a long journal may have grown in several places."""
+    return dict(Counter(story.machine or "not recorded" for story in stories).most_common())
+
+
 def circumstances() -> dict[str, Any]:
     """Where and when something was measured, and by which code."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
-    precision = default_precision(choose_device())
     return {
         "date": datetime.datetime.now().isoformat(timespec="minutes"),
         "commit": commit or "unknown",
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "hardware": f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {precision}",
+        "hardware": machine(choose_device()),
         "load_average": os.getloadavg()[0],
     }
 

@@ -33,6 +33,7 @@ from shotstream.evaluation.film import FilmedShot, Take, film, rendered, through
 from shotstream.evaluation.journal import Findings, Journal, StoryResult
 from shotstream.evaluation.metrics import Tally, sharpness
 from shotstream.evaluation.readers import ProbeReader, Reader, Reading, Seen
+from shotstream.evaluation.report import machine
 from shotstream.evaluation.transnet import TransNetCuts
 from shotstream.evaluation.transnet import available as transnet_is_available
 from shotstream.models.checkpoint import config_of
@@ -93,7 +94,7 @@ def evaluate_story(
     """Film one held-out story in all ways and read it back."""
     story = sample_story(number, num_shots=config.lengths[number], split="heldout")
     story = with_uniform_marks(story, np.random.default_rng([number, 1]))
-    result = StoryResult(story=number, shots=len(story.shots))
+    result = StoryResult(story=number, shots=len(story.shots), machine=machine(engine.model.device))
     filming = _Filming(engine, reader, story, config, detectors)
     if "ceiling" in config.parts:
         result.ceiling = filming.ceiling()
@@ -258,12 +259,12 @@ class Setup:
 
 
 def fingerprint(engine: Engine) -> str:
-    """Of everything that an engine has learnt."""
+    """Of everything that an engine has learnt, to the digits of bfloat16: the same at every precision it runs in."""
     digest = hashlib.sha256()
     for module in (engine.model, engine.codec):
         for name, value in sorted(module.state_dict().items() if isinstance(module, torch.nn.Module) else ()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().bfloat16().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

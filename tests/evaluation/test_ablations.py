@@ -18,6 +18,7 @@ from shotstream.evaluation.ablations import LONG_VARIANTS, VARIANTS, AblationCon
 from shotstream.evaluation.ablations_report import CLAIMS, GROUPS, difference, verdict, write_report
 from shotstream.evaluation.film import FilmedShot, Take, film, rendered
 from shotstream.evaluation.readers import Reading, Seen
+from shotstream.evaluation.report import machine
 from shotstream.evaluation.variants import RuleMemory, SingleShotStream, Variant, VariedEngine, some_of
 from shotstream.storyworld import ATTRIBUTES, WorldStory, sample_story
 
@@ -132,7 +133,7 @@ def test_a_given_shot_is_what_a_single_shot_goes_on_from(tiny_engine: Engine, st
 def test_all_variants_run_and_the_report_is_written(tiny_engine: Engine, tmp_path: Path):
     path = tmp_path / "ablations.json"
     for name in ("chosen", "no_indicator", "long_no_sink"):
-        add_result(path, name, run(tiny_engine, Stub(), name, FAST), FAST)
+        add_result(path, name, list(run(tiny_engine, Stub(), name, FAST)), FAST)
     runs = json.loads(path.read_text())["runs"]
     assert {"following", "shot_cut_accuracy", "no_false_cut"} <= runs["chosen"]["measures"].keys()
     assert set(runs["long_no_sink"]["by_window"]) == {"1", "2", "3"}
@@ -144,6 +145,7 @@ def test_all_variants_run_and_the_report_is_written(tiny_engine: Engine, tmp_pat
     assert "chosen minus no_indicator" in report
     assert f"{FAST.stories} stories of {FAST.shots} shots" in report
     assert "third" in report
+    assert runs["chosen"]["measured"]["machines"][machine(torch.device("cpu"))] == FAST.stories
     with pytest.raises(ValueError, match="another file"):
         add_result(path, "steps_1", [], replace(FAST, stories=9))
 
@@ -157,6 +159,8 @@ def test_every_variant_that_is_compared_can_be_run():
 def test_unknown_names_and_missing_weights_are_refused(tiny_engine: Engine):
     with pytest.raises(ValueError, match="no_indicator"):
         run(tiny_engine, Stub(), "no_idea", FAST)
+    with pytest.raises(ValueError, match="no_idea"):
+        ablations.main(["chosen", "no_idea"])
     with pytest.raises(ValueError, match="--weights"):
         ablations.main(["theta_1"])
 

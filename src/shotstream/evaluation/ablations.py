@@ -15,6 +15,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,18 @@ from shotstream.evaluation.journal import Findings, Journal, StoryResult
 from shotstream.evaluation.metrics import Measure, Tally, mean_of_attributes, sharpness
 from shotstream.evaluation.questions import counts
 from shotstream.evaluation.readers import Reader
-from shotstream.evaluation.report import circumstances, measures_of, plain, pooled, rounded
-from shotstream.evaluation.suite import PROBE_FILE, Part, Setup, SuiteConfig, evaluate
+from shotstream.evaluation.report import circumstances, machine, machines, measures_of, plain, pooled, rounded
+from shotstream.evaluation.suite import (
+    EXACT,
+    PROBE_FILE,
+    Crew,
+    Part,
+    Setup,
+    SuiteConfig,
+    evaluate_story,
+    told,
+    told_in_processes,
+)
 from shotstream.evaluation.variants import Variant, VariedEngine
 from shotstream.storyworld import sample_story
 from shotstream.storyworld.sampler import NUM_CHUNKS
@@ -94,35 +105,31 @@ class AblationConfig:
 
 def run(
     engine: Engine, reader: Reader, name: str, config: AblationConfig, journal: Journal | None = None
-) -> list[StoryResult]:
-    """Film and read all stories in one variant. Raises ValueError for an unknown name."""
+) -> Iterator[StoryResult]:
+    """Film and read all stories in one variant, one by one. Raises ValueError for an unknown name."""
+    _check(name)
+    return told(range(config.stories), partial(tell, name, config, Crew(engine, reader, EXACT)), journal)
+
+
+def _check(name: str) -> None:
+    known = [*VARIANTS, *LONG_VARIANTS, *TRAINED]
+    if name not in known:
+        raise ValueError(f"there is no ablation {name!r}: choose from {', '.join(known)}")
+
+
+def tell(name: str, config: AblationConfig, crew: Crew, number: int) -> StoryResult:
+    """Film and read one story in one variant."""
     if name in LONG_VARIANTS:
-        return list(long_shots(VariedEngine(engine, LONG_VARIANTS[name]), reader, config, journal))
-    if name not in VARIANTS and name not in TRAINED:
-        known = ", ".join([*VARIANTS, *LONG_VARIANTS, *TRAINED])
-        raise ValueError(f"there is no ablation {name!r}: choose from {known}")
+        return long_shot(VariedEngine(crew.engine, LONG_VARIANTS[name]), crew.reader, number, config)
     suite = config.suite
     if name != CHOSEN:  # the ceiling is the same for all, and measured once
         suite = replace(suite, parts=tuple(part for part in suite.parts if part != "ceiling"))
-    return list(evaluate(VariedEngine(engine, VARIANTS.get(name, Variant())), reader, suite, journal))
-
-
-def long_shots(
-    engine: Engine, reader: Reader, config: AblationConfig, journal: Journal | None = None
-) -> Iterator[StoryResult]:
-    """Single shots that outlive the window twice, read by window."""
-    done = journal.done if journal else {}
-    for number in range(config.stories):
-        if number not in done:
-            result = long_shot(engine, reader, number, config)
-            done = done | {number: result}
-            if journal:
-                journal.add(result)
-        yield done[number]
+    engine = VariedEngine(crew.engine, VARIANTS.get(name, Variant()))
+    return evaluate_story(engine, crew.reader, number, suite, crew.detectors)
 
 
 def long_shot(engine: Engine, reader: Reader, number: int, config: AblationConfig) -> StoryResult:
-    """One of them. What tallies call a shot is a third of it.
+    """A single shot that outlives the window twice, read by window. What tallies call a shot is a third of it.
 
     Names: said/ATTRIBUTE, kept/ATTRIBUTE (mark, layout, place and character as in the first chunk), sharpness,
     no_false_cut.
@@ -147,7 +154,10 @@ def long_shot(engine: Engine, reader: Reader, number: int, config: AblationConfi
         tally.note("no_false_cut", number, float(count == 0), shot=part)
     features = {part + 1: seen.features[part * third : (part + 1) * third] for part in range(len(lengths))}
     findings = Findings(tally, features)
-    return StoryResult(story=number, shots=3, model=findings, frames=len(shot.frames), seconds=shot.seconds)
+    where = machine(engine.model.device)
+    return StoryResult(
+        story=number, shots=3, model=findings, frames=len(shot.frames), seconds=shot.seconds, machine=where
+    )
 
 
 def content_of(stories: Sequence[StoryResult], config: AblationConfig, *, long: bool) -> dict[str, Any]:
@@ -155,7 +165,8 @@ def content_of(stories: Sequence[StoryResult], config: AblationConfig, *, long: 
     measures = measures_of(stories, "model")
     if not long:
         measures |= _means(pooled(stories, "model"))
-    content: dict[str, Any] = {"measures": plain(measures), "measured": circumstances() | {"config": asdict(config)}}
+    measured = circumstances() | {"machines": machines(stories), "config": asdict(config)}
+    content: dict[str, Any] = {"measures": plain(measures), "measured": measured}
     if long:
         tally = pooled(stories, "model")
         content["by_window"] = {str(part): plain(tally.of_shots({part}).measures()) for part in (1, 2, 3)}
@@ -203,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--probe", type=Path, default=PROBE_FILE)
     parser.add_argument("--device")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--processes", type=int, default=1, help="film in this many processes of one thread each")
     parser.add_argument("--journals", type=Path, help="folder to keep finished stories in, and to go on from")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/ablations.json"))
     options = parser.parse_args(argv)
@@ -212,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_report(options.output.with_suffix(".md"), json.loads(options.output.read_text())["runs"], shares)
         return
     names = [*VARIANTS, *LONG_VARIANTS] if options.variants == ["all"] else options.variants
+    for name in names:
+        _check(name)
     trained = [name for name in names if name in TRAINED]
     if trained and (options.weights is None or len(names) > 1):
         raise ValueError(f"{trained[0]} has weights of its own: name it alone, with --weights FILE")
@@ -227,8 +241,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in names:
         path = options.journals / f"{name}.jsonl" if options.journals else None
         journal = Journal(path, _subject(setup, engine, name, config)) if path else None
-        add_result(options.output, name, run(engine, reader, name, config, journal), config)
-        log.info("measured %s", name)
+        if options.processes > 1:
+            one, numbers = partial(tell, name, config), range(config.stories)
+            stories = told_in_processes(setup, numbers, one, options.processes, journal)
+        else:
+            stories = run(engine, reader, name, config, journal)
+        finished = []
+        for story in stories:
+            finished.append(story)
+            log.info("%s: story %d of %d", name, len(finished), config.stories)
+        add_result(options.output, name, finished, config)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shotstream.evaluation.metrics import Measure, paired_mean
+from shotstream.evaluation.report import filmed_on
 
 MEASURES = {
     "following": "what captions say",
@@ -141,7 +142,7 @@ def _measured(runs: Mapping[str, Any]) -> list[str]:
         return []
     together: dict[str, list[str]] = {}
     for name, run in runs.items():
-        together.setdefault(run["measured"]["hardware"], []).append(name)
+        together.setdefault(filmed_on(run["measured"]), []).append(name)
     config = next(iter(runs.values()))["measured"]["config"]
     told = f"shots of {config['long_chunks']} chunks" if _only_long(runs) else f"stories of {config['shots']} shots"
     lines = [f"{config['stories']} {told}.", ""]

@@ -228,6 +228,14 @@ def machines(stories: Sequence[StoryResult]) -> dict[str, int]:
     return dict(Counter(story.machine or "not recorded" for story in stories).most_common())
 
 
+def filmed_on(measured: Mapping[str, Any]) -> str:
+    """The machine of a run, or how many stories each of several filmed."""
+    found: Mapping[str, int] = measured.get("machines") or {measured["hardware"]: 0}
+    if len(found) == 1:
+        return next(iter(found))
+    return " and ".join(f"{count} on {name}" for name, count in found.items())
+
+
 def circumstances() -> dict[str, Any]:
     """Where and when something was measured, and by which code."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shotstream.evaluation.report import DIFFERENCE_TARGET, DRIFT, FRECHET, TARGETS
+from shotstream.evaluation.report import DIFFERENCE_TARGET, DRIFT, FRECHET, TARGETS, filmed_on
 
 MODELS = ("student", "teacher")
 SUMMARY = (
@@ -47,17 +47,9 @@ def _circumstances(content: Mapping[str, Any], models: Sequence[str]) -> list[st
         details = content[f"{model}_details"]
         measured, config = details["measured"], details["measured"]["config"]
         stories = f"{config['stories']} stories of {config['shots']} shots, {config['long_stories']} long ones"
-        lines.append(f"{model}: {stories}; {_filmed_on(measured)}; {measured['date']}, commit {measured['commit']}.  ")
+        lines.append(f"{model}: {stories}; {filmed_on(measured)}; {measured['date']}, commit {measured['commit']}.  ")
         lines.append(f"TransNetV2: {details['transnet']}. Samples learnt by heart: {_by_heart(details)}.  ")
     return ["", *lines, ""]
-
-
-def _filmed_on(measured: Mapping[str, Any]) -> str:
-    """The machine, or how many stories each of several filmed."""
-    found: Mapping[str, int] = measured.get("machines") or {measured["hardware"]: 0}
-    if len(found) == 1:
-        return next(iter(found))
-    return " and ".join(f"{count} on {name}" for name, count in found.items())
 
 
 def _by_heart(details: Mapping[str, Any]) -> str:

@@ -16,12 +16,13 @@ import argparse
 import hashlib
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -275,27 +276,54 @@ def evaluate(
     journal: Journal | None = None,
     detectors: Detectors = EXACT,
 ) -> Iterator[StoryResult]:
+    """All stories of the suite, see `told`."""
+    return told(config.lengths, partial(suite_story, config, Crew(engine, reader, detectors)), journal)
+
+
+class Crew(NamedTuple):
+    """What films and what looks."""
+
+    engine: Engine
+    reader: Reader
+    detectors: Detectors
+
+
+def suite_story(config: SuiteConfig, crew: Crew, number: int) -> StoryResult:
+    """`evaluate_story` in an order of arguments that suits `told`."""
+    return evaluate_story(crew.engine, crew.reader, number, config, crew.detectors)
+
+
+def told(
+    numbers: Iterable[int], tell: Callable[[int], StoryResult], journal: Journal | None = None
+) -> Iterator[StoryResult]:
     """One result per story. With a journal, finished stories are kept there and not filmed again."""
     done = journal.done if journal else {}
-    for number in config.lengths:
+    for number in numbers:
         if number in done:
             yield done[number]
             continue
-        result = evaluate_story(engine, reader, number, config, detectors)
+        result = tell(number)
         if journal:
             journal.add(result)
         yield result
 
 
-def evaluate_in_processes(
-    setup: Setup, config: SuiteConfig, processes: int, journal: Journal | None = None
+def told_in_processes(
+    setup: Setup,
+    numbers: Iterable[int],
+    tell: Callable[[Crew, int], StoryResult],
+    processes: int,
+    journal: Journal | None = None,
 ) -> Iterator[StoryResult]:
-    """The same by several processes of one thread each: on a CPU more than twice as fast as threads of one process."""
-    done = journal.done if journal else {}
-    yield from (done[number] for number in config.lengths if number in done)
-    missing = [number for number in config.lengths if number not in done]
+    """The same by several processes of one thread each: on a CPU more than twice as fast as threads of one process.
+
+    Args: tell must be known by name to another process, or a partial of what is.
+    """
+    done, wanted = dict(journal.done) if journal else {}, list(numbers)
+    yield from (done[number] for number in wanted if number in done)
+    missing = [number for number in wanted if number not in done]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_load_worker, initargs=(setup, config)) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=_load_worker, initargs=(setup, tell)) as pool:
         for result in pool.map(_work, missing):
             if journal:
                 journal.add(result)
@@ -303,18 +331,19 @@ def evaluate_in_processes(
 
 
 _worker: dict[str, Any] = {}
-"""What a process of `evaluate_in_processes` has loaded."""
+"""What a process of `told_in_processes` has loaded."""
 
 
-def _load_worker(setup: Setup, config: SuiteConfig) -> None:
+def _load_worker(setup: Setup, tell: Callable[[Crew, int], StoryResult]) -> None:
     end_with_parent()
     engine, reader = setup.load()
     torch.set_num_threads(1)
-    _worker.update(engine=engine, reader=reader, config=config, detectors=setup.detectors(ExitStack()))
+    _worker["tell"] = partial(tell, Crew(engine, reader, setup.detectors(ExitStack())))
 
 
 def _work(number: int) -> StoryResult:
-    return evaluate_story(_worker["engine"], _worker["reader"], number, _worker["config"], _worker["detectors"])
+    result: StoryResult = _worker["tell"](number)
+    return result
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -376,7 +405,8 @@ def measure(setup: Setup, config: SuiteConfig, options: argparse.Namespace, prog
     finished = []
     with ExitStack() as stack:
         if options.processes > 1:
-            stories = evaluate_in_processes(setup, config, options.processes, journal)
+            tell = partial(suite_story, config)
+            stories = told_in_processes(setup, config.lengths, tell, options.processes, journal)
         else:
             stories = evaluate(engine, reader, config, journal, setup.detectors(stack))
         for result in stories:

@@ -24,7 +24,7 @@ from shotstream.storyworld import (
     sampler,
     visible,
 )
-from shotstream.storyworld.captions import BARE_TEMPLATES, GLOBAL_TEMPLATES, STEER_TEMPLATES, TEMPLATES
+from shotstream.storyworld.captions import BARE_TEMPLATES, GLOBAL_TEMPLATES, STEER_TEMPLATES, TEMPLATES, TIME_PHRASES
 from shotstream.storyworld.cast import CAST
 from shotstream.storyworld.spec import CHARACTERS, MARKS, NOBODY, PLACES, WEATHERS
 
@@ -102,6 +102,14 @@ def test_captions_never_name_what_is_hidden():
     for story in (*STORIES, *UNSEEN):
         for index in range(len(story.shots)):
             assert not hidden & set(re.findall(r"[a-z0-9-]+", story.captions(index).lower()))
+
+
+def test_a_time_that_the_story_begins_with_is_said_of_every_shot():
+    phrases = {phrase: time for time, group in TIME_PHRASES.items() for phrase in group}
+    told = [(story, phrases[p]) for story in STORIES for p in phrases if p in story.global_caption.lower()]
+    assert told
+    for story, time in told:
+        assert all(spec.time_of_day == time and "time_of_day" in spec.stated for spec in story.shots)
 
 
 def test_colours_in_captions_are_those_of_the_clothes():

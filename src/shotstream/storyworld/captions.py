@@ -242,6 +242,7 @@ def _write_shot(
     resolved = "character" in stated or len(facts.people) == 1  # "him" may be either of two people
     told = {name: resolved and spec.character in group for name, group in facts.by_attribute().items()}
     told["place"] = facts.place == spec.place
+    told["time_of_day"] = facts.place_time and facts.place == spec.place
     known = stated | defaults | {name for name, is_told in told.items() if is_told}
     said = stated | {name for name, is_told in told.items() if is_told}
     return replace(spec, caption=caption, steers=steers, stated=frozenset(said), known=frozenset(known))

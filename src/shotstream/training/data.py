@@ -241,7 +241,7 @@ class SamplerConfig:
     first_shot: float = 0.2
     """Share of samples whose target opens the story."""
     two_people: float = 0.0
-    """Share of samples drawn from the shots of two people alone, which are one in ten and are learnt last."""
+    """Share of samples drawn from the shots of two people alone, which are one in thirteen and are learnt last."""
     steered: float = 0.0
     """Share of samples drawn from shots whose caption changes within the frames trained on. Clips alone; where a step's
     clips are too short for any change it draws as ever."""

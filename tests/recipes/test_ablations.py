@@ -65,10 +65,10 @@ def test_all_fine_tunes_of_a_kind_are_equally_long(common: Start):
     for ablation in ABLATIONS.values():
         if ablation.intra_share is None:
             trainer = real_recipe(common, Path("runs")).trainer
-            assert (trainer.steps, trainer.minutes) == (common.real_steps, None)
+            assert (trainer.steps, trainer.minutes_in_all) == (common.real_steps, None)
             continue
         recipes = [recipe_of(stage, ablation, common, Path("runs")) for stage in stages(ablation)]
-        assert sum(recipe.trainer.minutes or 0 for recipe in recipes) == common.minutes
+        assert sum(recipe.trainer.minutes_in_all or 0 for recipe in recipes) == common.minutes
         assert all(recipe.distill.critic_warmup == 0 for recipe in recipes)
 
 

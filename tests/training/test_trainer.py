@@ -163,6 +163,15 @@ def test_time_is_up_is_not_the_end(tmp_path: Path):
     assert (outcome.reason, outcome.step) == ("out of time", 1)
 
 
+def test_time_in_all_counts_what_was_spent_before_a_stop(tmp_path: Path):
+    first = Trainer(ToyStage(stop_at=4), _config(tmp_path, minutes_in_all=10)).run()
+    assert (first.reason, first.step) == ("stopped", 5)
+    for _ in range(2):
+        later = Trainer(ToyStage(), _config(tmp_path, minutes_in_all=1e-9)).run()
+        assert (later.reason, later.step) == ("out of time", 5)
+    assert Trainer(ToyStage(), _config(tmp_path, minutes_in_all=10)).run().reason == "finished"
+
+
 def test_a_half_written_snapshot_is_never_read(tmp_path: Path):
     trainer = Trainer(ToyStage(), _config(tmp_path, steps=3))
     trainer.run()

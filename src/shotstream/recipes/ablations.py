@@ -192,7 +192,7 @@ def recipe_of(stage: Stage, ablation: Ablation, common: Start, folder: Path) -> 
 
 
 def _trainer(config: TrainerConfig, common: Start, *, minutes: float) -> TrainerConfig:
-    return replace(config, steps=common.steps, minutes=minutes, batch_size=common.batch)
+    return replace(config, steps=common.steps, minutes_in_all=minutes, batch_size=common.batch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -57,7 +57,7 @@ class CausalConfig:
     own_history: float = 0.0
     """Real shots: share of the steps at which chunks read what the student itself draws for the chunks before them,
     one pass from noise, instead of the data. The target stays the data: the student learns to put right what it did
-    wrong. History is then read without gradient. In `GuidedStage` the guide draws it, and is the target."""
+    wrong. What it drew carries no gradient. In `GuidedStage` the guide draws it, and is the target."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.own_history <= 1:

@@ -83,6 +83,8 @@ class TrainerConfig:
     """Length of the whole run, over all its resumptions."""
     minutes: float | None = None
     """Stop after this long, counting this process only. Resume to go on."""
+    minutes_in_all: float | None = None
+    """End after this long, over all its resumptions: for runs that are to be equally long."""
     batch_size: int = 128
     """Samples per optimiser step over all processes and micro-batches."""
     accumulation: int = 1
@@ -103,8 +105,9 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.accumulation < 1 or self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulation {self.accumulation}")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ValueError(f"minutes must be positive, got {self.minutes}")
+        for name, minutes in (("minutes", self.minutes), ("minutes_in_all", self.minutes_in_all)):
+            if minutes is not None and minutes <= 0:
+                raise ValueError(f"{name} must be positive, got {minutes}")
 
     def torch_device(self, world: World) -> torch.device:
         if self.device != "auto":
@@ -198,18 +201,24 @@ class Trainer(Generic[BatchT]):
         self.emas = {name: Ema(n, decay=config.ema_decay) for name, n in stage.networks.items()}
         self.optimisers = {name: _optimisers(n, config.optimisers[name]) for name, n in stage.networks.items()}
         self._bad_steps = 0
+        self._seconds_before = 0.0
+        """Of earlier processes, up to the snapshot that this one went on from."""
+        self._started = time.monotonic()
         self._own_share = _micro_batches(self.world.share(config.batch_size), config.accumulation)
 
     def run(self) -> Outcome:
         """Train. Continues from the newest snapshot in `out`, saves every few minutes and when it ends."""
         self.resume()
         started, started_at = time.monotonic(), self.step
-        last_save = started
+        self._started = last_save = started
         meter, board = _Meter(), _board(self.folder, self.world)
         reason: Literal["finished", "out of time", "stopped"] = "finished"
         with _stop_on_signal() as stop, _progress(self.world) as progress:
             task = progress.add_task(self.folder.name, total=self.config.steps, completed=self.step, note="")
             while self.step < self.config.steps:
+                if self._agree(self._is_long_enough()):
+                    reason = "out of time"
+                    break
                 meter.add(self.train_step())
                 if self.step % self.config.log_every == 0 or self.step == self.config.steps:
                     logs = self._report(meter, board, started, started_at)
@@ -260,6 +269,7 @@ class Trainer(Generic[BatchT]):
             "updates": self.updates,
             "ema_updates": {name: ema.updates for name, ema in self.emas.items()},
             "recipe": to_json(self.recipe),
+            "seconds": self._seconds(),
         }
         write_snapshot(self.folder / "snapshots", self.step, state, self._tensors(), self.world)
 
@@ -273,6 +283,7 @@ class Trainer(Generic[BatchT]):
             self._load_network(name, network, reader)
         self.updates = dict(reader.state["updates"])
         self.step = int(reader.state["step"])
+        self._seconds_before = float(reader.state.get("seconds", 0.0))
         self.stage.restore({n: reader.read(f"own/{n}").to(self.device) for n in reader.names("own/")})
         torch.set_rng_state(reader.read("rng/cpu"))
         if self.device.type == "cuda" and reader.names("rng/cuda"):
@@ -340,6 +351,13 @@ class Trainer(Generic[BatchT]):
 
     def _agree(self, flag: bool) -> bool:
         return any_of(flag, self.world, self.device)
+
+    def _seconds(self) -> float:
+        """How long the run took so far, over all its resumptions."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _is_long_enough(self) -> bool:
+        return self.config.minutes_in_all is not None and self._seconds() > 60 * self.config.minutes_in_all
 
     def _out_of_time(self, seconds: float) -> bool:
         return self.config.minutes is not None and seconds > 60 * self.config.minutes

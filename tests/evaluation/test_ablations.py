@@ -181,6 +181,34 @@ def test_an_ordering_is_confirmed_only_where_the_interval_says_so():
     assert said(-0.1, 0.05) == "the other way round"
     assert said(0.0, 0.3) == "cannot be told"
     assert verdict(difference({}, "ours", "other", "layout")) == "not measured"
+    one = {name: {"layout": {"0": value}} for name, value in (("ours", 0.9), ("other", 0.1))}
+    assert verdict(difference(one, "ours", "other", "layout")) == "too few stories"
+
+
+def test_what_other_machines_filmed_is_marked(tmp_path: Path):
+    config = {"stories": 40, "shots": 4, "long_chunks": 21}
+    row = {"layout": {str(story): 0.5 for story in range(40)}}
+
+    def report(*machines: str) -> str:
+        places = [{"machines": {name: 40}, "date": "today", "commit": "c", "config": config} for name in machines]
+        seen = {"layout": {"value": 0.5, "low": 0.4, "high": 0.6}}
+        runs = {
+            name: {"measures": seen, "measured": place}
+            for name, place in zip(("chosen", "no_indicator"), places, strict=True)
+        }
+        path = tmp_path / "ablations.md"
+        write_report(path, runs, dict.fromkeys(runs, row))
+        return path.read_text()
+
+    assert "cannot be told (other machine)" in report("bfloat16", "float32")
+    assert "(other machine)" not in report("float32", "float32")
+
+
+def test_a_jump_where_windows_meet_is_counted_once(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    boundary = 9 + 12  # of two chunks, the first window of six
+    monkeypatch.setattr(ablations.cuts, "find_cuts", lambda frames: [boundary])
+    (story,) = run(tiny_engine, Stub(), "long_chosen", replace(FAST, stories=1))
+    assert [n.value for n in story.model.tally.numbers["no_false_cut"]] == [1, 0, 1]
 
 
 def test_weights_are_shared_not_copied(tiny_engine: Engine):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shotstream.evaluation.metrics import (
+    ENOUGH_STORIES,
     Answer,
     Tally,
     chance_agreement,
@@ -15,6 +16,7 @@ from shotstream.evaluation.metrics import (
     normalised_entropy,
     of_ceiling,
     paired_difference,
+    rare_names,
     share_right,
     sharpness,
 )
@@ -116,21 +118,68 @@ def test_a_share_of_the_ceiling_is_a_mean_over_attributes_and_drawn_together():
     assert of_ceiling(ours, ceiling, ["said/weather"]) is None
 
 
-def test_a_rare_attribute_does_not_pull_the_interval_down():
-    tally = Tally()
-    for story in range(20):
-        tally.add("said/place", story, "city", "city")
-    tally.add("said/weather", 3, "rain", "rain")
-    measure = of_ceiling(tally, tally, ["said/place", "said/weather"])
+def told_of_weather(count: int) -> tuple[Tally, Tally]:
+    """40 stories with half of their places right; `count` of them also ask for the weather, and never get it."""
+    ours, ceiling = Tally(), Tally()
+    for story in range(40):
+        ours.add("said/place", story, "city", "city" if story % 2 else "beach")
+        ceiling.add("said/place", story, "city", "city")
+        if story < count:
+            ours.add("said/weather", story, "rain", "clear")
+            ceiling.add("said/weather", story, "rain", "rain")
+    return ours, ceiling
+
+
+def test_what_hardly_any_story_asks_does_not_weigh_as_much_as_all_else():
+    names = ["said/place", "said/weather"]
+    ours, ceiling = told_of_weather(ENOUGH_STORIES - 1)
+    assert rare_names(ours, names) == ["said/weather"]
+    measure = of_ceiling(ours, ceiling, names)
     assert measure is not None
-    assert (measure.low, measure.value, measure.high) == (1, 1, 1)
+    assert measure.value == pytest.approx(0.5)
+    alone = of_ceiling(ours, ceiling, ["said/weather"])
+    assert alone is not None
+    assert alone.value == 0
+
+
+def test_draws_that_leave_out_an_attribute_do_not_lift_the_interval():
+    ours, ceiling = told_of_weather(ENOUGH_STORIES)
+    measure = of_ceiling(ours, ceiling, ["said/place", "said/weather"])
+    assert measure is not None
+    assert measure.value == pytest.approx(0.25)
+    assert measure.high < 0.4  # places alone have 0.5
+
+
+def test_chance_among_pooled_answers_is_that_of_each_question():
+    stubborn = [("place city", "place city"), ("place beach", "place city"), ("coat red", "coat red")] * 10
+    tally = Tally()
+    for story, (wanted, read) in enumerate(stubborn):
+        tally.add("said", story, wanted, read)
+    measure = tally.measures()["said"]
+    assert measure.chance == pytest.approx(measure.value)  # always the same answer to the same question
+
+
+def test_entropy_of_a_few_draws_is_that_of_what_they_were_drawn_from():
+    rng = np.random.default_rng(0)
+    drawn = [normalised_entropy(["abcdef"[i] for i in rng.integers(6, size=24)], 6) for _ in range(300)]
+    assert 0.97 < float(np.mean(drawn)) <= 1
+
+
+def test_features_of_the_same_stories_are_drawn_together():
+    rng = np.random.default_rng(0)
+    truth = {story: rng.standard_normal((7, 3)) + rng.standard_normal(3) for story in range(20)}
+    near = {story: features + 0.1 * rng.standard_normal((7, 3)) for story, features in truth.items()}
+    together = frechet_measure(near, truth)
+    apart = frechet_measure(near, {story + 100: features for story, features in truth.items()})
+    assert together.value == apart.value
+    assert together.high - together.low < (apart.high - apart.low) / 2
 
 
 def test_entropy_and_frechet_intervals_hold_their_value():
     rng = np.random.default_rng(0)
     marks = {story: "abcdef"[int(rng.integers(6))] for story in range(100)}
     entropy = entropy_measure(marks, 6)
-    assert entropy.low < entropy.value < entropy.high <= 1
+    assert entropy.low < entropy.value <= entropy.high <= 1
     assert entropy.value > 0.9
     one, two = ({s: rng.standard_normal((7, 3)) for s in range(20)} for _ in range(2))
     near = frechet_measure(one, two)

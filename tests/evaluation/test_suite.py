@@ -24,7 +24,7 @@ from shotstream.storyworld import ATTRIBUTES, WorldStory, sample_story
 from shotstream.storyworld.probe import ProbeScores
 
 FAST = SuiteConfig(stories=2, shots=2, num_chunks=2)
-SCORES = ProbeScores(accuracy={}, still_accuracy={})
+SCORES = ProbeScores(accuracy={"character": {"medium": 0.99, "wide": 0.96}}, still_accuracy={})
 
 
 class Oracle:
@@ -207,6 +207,8 @@ def test_the_whole_suite_runs_on_an_untrained_model(tiny_engine: Engine, tmp_pat
     report = path.with_suffix(".md").read_text()
     assert "said/character" in report
     assert "prompt_following_of_ceiling" in report
+    assert "| character | 99.0 | (96.0) |" in report
+    assert "(2 stories)" in report  # too few for an interval
 
 
 def test_a_report_says_how_many_stories_each_machine_filmed(tiny_engine: Engine, tmp_path: Path):

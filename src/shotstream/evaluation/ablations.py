@@ -11,6 +11,7 @@ their weights. Every command adds to docs/results/ablations.json and writes the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -150,8 +151,9 @@ def long_shot(engine: Engine, reader: Reader, number: int, config: AblationConfi
             if chunk and counts(reader, spec, chunk, name):
                 tally.add(f"kept/{name}", number, seen.readings[0][name], reading[name], shot=part)
     lengths = [sum(len(c) for c in shot.chunks[start : start + third]) for start in range(0, len(shot.chunks), third)]
-    for part, count in enumerate(cuts.false_cuts(cuts.find_cuts(shot.frames), lengths, tolerance=-1), start=1):
-        tally.note("no_false_cut", number, float(count == 0), shot=part)
+    found, ends = cuts.find_cuts(shot.frames), list(itertools.accumulate(lengths))
+    for part, (start, end) in enumerate(itertools.pairwise([0, *ends]), start=1):  # nothing is planned at their ends
+        tally.note("no_false_cut", number, float(not any(start <= cut < end for cut in found)), shot=part)
     features = {part + 1: seen.features[part * third : (part + 1) * third] for part in range(len(lengths))}
     findings = Findings(tally, features)
     where = machine(engine.model.device)

@@ -154,7 +154,7 @@ def score(answers: Mapping[str, Mapping[str, str]], key: Key) -> Tally:
 
 def report(tally: Tally) -> dict[str, Any]:
     """Measures, whether the groups reach what is needed, and every wrong answer."""
-    measures: dict[str, Measure] = tally.measures()
+    measures: dict[str, Measure] = tally.measures(pooled=GROUPS)
     wrong = [
         {"clip": answer.story, "attribute": name, "asked": answer.wanted, "seen": answer.read}
         for name in ASKED

@@ -15,7 +15,8 @@ def bars(
     path: Path, names: Sequence[str], groups: Mapping[str, Mapping[str, Row]], *, chance: Mapping[str, Row]
 ) -> None:
     """One bar with its interval per measure and group; a tick where chance is."""
-    figure, axes = _figure(9, 0.42 * len(names) * max(1, len(groups)) ** 0.5 + 1.2)
+    figure, grid = _figure(9, 0.42 * len(names) * max(1, len(groups)) ** 0.5 + 1.2)
+    axes = grid.flat[0]
     height = 0.8 / max(1, len(groups))
     for place, (group, measures) in enumerate(groups.items()):
         rows = [(y, measures[name]) for y, name in enumerate(names) if name in measures]
@@ -75,14 +76,13 @@ def _errors(rows: Sequence[Row]) -> list[list[float]]:
 
 
 def _figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """A figure that no window is needed for; axes are one object, or an array of them if asked for more."""
+    """A figure that no window is needed for, and an array of its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    alone = rows == columns == 1
-    return figure, figure.subplots(rows, columns, squeeze=alone)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -31,6 +31,7 @@ from shotstream.evaluation.metrics import (
     mean_of_attributes,
     of_ceiling,
     paired_mean,
+    rare_names,
 )
 from shotstream.storyworld.probe import ProbeScores
 from shotstream.storyworld.spec import MARKS
@@ -67,6 +68,11 @@ TARGETS: dict[str, tuple[float, float]] = {
 DIFFERENCE_TARGET = (0.05, 0.03)
 """The student may be this far below its teacher, in the mean over attributes: needed, hoped for."""
 FRECHET = "frechet_distance"
+"""From the renders of the same shots."""
+FRECHET_OTHERS = "frechet_to_other_stories"
+"""Of every second story from the renders of those between: the renders themselves have one too, as the ceiling."""
+NOT_SHARES = ("sharpness", FRECHET, FRECHET_OTHERS)
+"""Measures that are no share of 1."""
 DRIFT = ("said", "hidden_mark", "layout", "tint", "own_hidden_mark", "sharpness", "no_false_cut", "planned_cut_seen")
 """What the plots show by shot."""
 
@@ -74,19 +80,24 @@ DRIFT = ("said", "hidden_mark", "layout", "tint", "own_hidden_mark", "sharpness"
 def results(
     stories: Sequence[StoryResult], scores: ProbeScores, config: SuiteConfig, *, live: bool = True
 ) -> dict[str, Any]:
-    """Everything measured, as plain values: `ceiling` and `model` (of the short stories), headlines, `details` and
-    `per_story`. live: whether one process filmed alone, so that its speed means something."""
+    """Everything measured, as plain values: `ceiling` and `model`, headlines, `details` and `per_story`.
+
+    Of the short stories, but for what only long ones can show (`hidden_mark_shot_12`) and what both tell of
+    (`layout_recall`, `…_rule`). live: whether one process filmed alone, so that its speed means something.
+    """
     long = [story for story in stories if story.shots > config.shots]
     short = [story for story in stories if story.shots <= config.shots] or long
     ceiling, model = measures_of(short, "ceiling"), measures_of(short, "model")
     tallies = {which: pooled(short, which) for which in ("ceiling", "model")}
-    model |= relative(tallies["model"], tallies["ceiling"]) | _headlines(stories, short, long)
+    model |= relative(tallies["model"], tallies["ceiling"]) | _headlines(stories, short, long, "model")
+    ceiling |= _headlines(stories, short, long, "ceiling")
     frames, seconds = sum(s.frames for s in stories), sum(s.seconds for s in stories)
     details: dict[str, Any] = {
         "long": {which: plain(measures_of(long, which)) for which in ("ceiling", "model")} if long else {},
         "by_shot": {which: _plain_by_shot(long or short, which) for which in ("ceiling", "model")},
         "frames_per_second": frames / seconds if seconds and live else None,
         "probe": asdict(scores),
+        "left_out_of_following": rare_names(tallies["model"], _said(tallies["model"])),
         "measured": circumstances() | {"machines": machines(stories), "config": asdict(config)},
     }
     return {
@@ -116,8 +127,7 @@ def measures_of(stories: Sequence[StoryResult], which: str) -> dict[str, Measure
     measures = tally.measures()
     if marks:
         measures["first_mark_entropy"] = entropy_measure(marks, len(MARKS))
-    frechet = _frechet(stories, which)
-    return measures | ({FRECHET: frechet} if frechet else {})
+    return measures | _frechet(stories, which)
 
 
 def _first_marks(tally: Tally) -> dict[int, str]:
@@ -129,16 +139,25 @@ def _first_marks(tally: Tally) -> dict[int, str]:
     return {story: min(counts, key=lambda v: (-counts[v], v)) for story, counts in seen.items()}
 
 
-def _frechet(stories: Sequence[StoryResult], which: str, shot: int | None = None) -> Measure | None:
-    """Of the model's shots from the renders of the same ones; of the renders, of every second story from the others."""
+def _frechet(stories: Sequence[StoryResult], which: str, shot: int | None = None) -> dict[str, Measure]:
+    """Distances of probe features; none where there are fewer samples than two for each of their dimensions."""
     truth = {story.story: _features(story.ceiling, shot) for story in stories}
-    truth = {number: features for number, features in truth.items() if len(features)}
-    made = {story.story: _features(story.model, shot) for story in stories if story.story in truth}
-    made = {number: features for number, features in made.items() if len(features)}
-    if which == "ceiling":
-        numbers = sorted(truth)
-        made, truth = ({n: truth[n] for n in part} for part in (numbers[::2], numbers[1::2]))
-    return frechet_measure(made, truth) if len(made) > 1 and len(truth) > 1 else None
+    made = {story.story: _features(_part(story, which), shot) for story in stories}
+    numbers = sorted(number for number in truth if len(truth[number]) and len(made[number]))
+    pairs = {FRECHET_OTHERS: (numbers[::2], numbers[1::2])}
+    if which != "ceiling":
+        pairs[FRECHET] = (numbers, numbers)
+    measures = {}
+    for name, sides in pairs.items():
+        ours, theirs = ({n: group[n] for n in side} for group, side in zip((made, truth), sides, strict=True))
+        if all(_enough(group) for group in (ours, theirs)):
+            measures[name] = frechet_measure(ours, theirs)
+    return measures
+
+
+def _enough(features: Mapping[int, Features]) -> bool:
+    parts = list(features.values())
+    return len(parts) > 1 and sum(len(part) for part in parts) >= 2 * parts[0].shape[1]
 
 
 def _features(findings: Findings, shot: int | None) -> Features:
@@ -148,17 +167,22 @@ def _features(findings: Findings, shot: int | None) -> Features:
 
 def relative(model: Tally, ceiling: Tally) -> dict[str, Measure]:
     """Following of captions as a share of the ceiling: the mean over attributes, groups, and each attribute."""
-    names = sorted(name for name in model.answers if name.startswith("said/"))
+    names = _said(model)
     asked = {FOLLOWING: names} | {title: list(group) for title, group in GROUPS.items()}
     asked |= {name.replace("said/", "of_ceiling/"): [name] for name in names}
     measures = {title: of_ceiling(model, ceiling, group) for title, group in asked.items()}
     return {title: measure for title, measure in measures.items() if measure}
 
 
+def _said(tally: Tally) -> list[str]:
+    """The attributes that captions say."""
+    return sorted(name for name in tally.answers if name.startswith("said/"))
+
+
 def _headlines(
-    stories: Sequence[StoryResult], short: Sequence[StoryResult], long: Sequence[StoryResult]
+    stories: Sequence[StoryResult], short: Sequence[StoryResult], long: Sequence[StoryResult], which: str
 ) -> dict[str, Measure]:
-    few, many, everything = (pooled(group, "model").answers for group in (short, long, stories))
+    few, many, everything = (pooled(group, which).answers for group in (short, long, stories))
     groups = {
         "hidden_mark_shots_2_4": [a for a in few.get("hidden_mark", []) if 2 <= a.shot <= 4],
         "hidden_mark_shot_12": [a for a in many.get("hidden_mark", []) if a.shot == 12],
@@ -177,8 +201,7 @@ def by_shot(stories: Sequence[StoryResult], which: str) -> dict[str, dict[int, M
     found: dict[str, dict[int, Measure]] = {}
     for shot in range(1, max((story.shots for story in stories), default=0) + 1):
         measures = tally.of_shots({shot}).measures()
-        frechet = _frechet(stories, which, shot)
-        for name, measure in (measures | ({FRECHET: frechet} if frechet else {})).items():
+        for name, measure in (measures | _frechet(stories, which, shot)).items():
             found.setdefault(name, {})[shot] = measure
     return found
 

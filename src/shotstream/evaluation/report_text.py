@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shotstream.evaluation.report import DIFFERENCE_TARGET, DRIFT, FRECHET, TARGETS, filmed_on
+from shotstream.evaluation.metrics import ENOUGH_STORIES
+from shotstream.evaluation.report import DIFFERENCE_TARGET, DRIFT, FRECHET, NOT_SHARES, TARGETS, filmed_on
+from shotstream.storyworld.probe import NEEDED_ACCURACY
 
 MODELS = ("student", "teacher")
 SUMMARY = (
@@ -30,14 +32,17 @@ def write_report(path: Path, content: Mapping[str, Any]) -> None:
     models = [name for name in MODELS if name in content]
     parts = ["# What the storyworld model does", *_circumstances(content, models), *_targets(content)]
     parts += _plots(path, content, models)
-    parts += ["## All measures", "", HOW_TO_READ, "", table(content), *_drift(content, models)]
+    parts += ["## All measures", "", HOW_TO_READ, "", table(content), *_trust(content, models)]
+    parts += _drift(content, models)
     path.write_text("\n".join(parts) + "\n")
 
 
 HOW_TO_READ = (
-    "Shares in percent, with 95% intervals over stories. *Ceiling*: the drawn world itself, through the codec, read by "
-    "the same probe. *Chance*: the same answers dealt out at random. Sharpness is in grey levels; the Frechet distance "
-    "is one of probe features to those of the renders (at the ceiling: of half of the renders to the other half)."
+    "Shares in percent, with 95% intervals over stories, or the number of stories where there are too few for one. "
+    "*Ceiling*: the drawn world itself, through the codec, read by the same probe. *Chance*: the same answers dealt "
+    "out at random, those of each attribute among themselves. Of the short stories; `layout_recall` and `…_rule` of "
+    "the long ones too, `hidden_mark_shot_12` of those alone. Sharpness is in grey levels. Frechet distances are of "
+    "probe features: to the renders of the same shots, and of every second story to the renders of those between."
 )
 
 
@@ -79,7 +84,42 @@ def _targets(content: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"| student minus teacher, paired | {_percent(needed)} | {_percent(hoped)} | {_cell(paired)} | {verdict} |"
     )
+    return [*lines, "", *_left_out(content)]
+
+
+def _left_out(content: Mapping[str, Any]) -> list[str]:
+    rare = content.get("student_details", {}).get("left_out_of_following", [])
+    names = ", ".join(name.removeprefix("said/") for name in rare)
+    return [
+        f"Asked in fewer than {ENOUGH_STORIES} stories, so not in the mean of prompt following: {names}.",
+        "",
+    ] * bool(rare)
+
+
+def _trust(content: Mapping[str, Any], models: Sequence[str]) -> list[str]:
+    """How well the probe reads renders, by attribute and framing: what it reads worse than that is not asked."""
+    accuracy = content[f"{models[0]}_details"]["probe"]["accuracy"]
+    framings = sorted({framing for row in accuracy.values() for framing in row})
+    if not framings:
+        return []
+    lines = ["", "## What is asked", "", TRUST, "", f"| attribute | {' | '.join(framings)} |"]
+    lines.append("|---" * (len(framings) + 1) + "|")
+    for name, row in sorted(accuracy.items()):
+        cells = [_trusted(row.get(framing)) for framing in framings]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+TRUST = (
+    f"The probe's accuracy on held-out renders through the codec. Below {100 * NEEDED_ACCURACY:.0f}% (in brackets) an "
+    "attribute is not asked at that framing, so a mean over shots says nothing of those."
+)
+
+
+def _trusted(accuracy: float | None) -> str:
+    if accuracy is None:
+        return ""
+    return _percent(accuracy) if accuracy >= NEEDED_ACCURACY else f"({_percent(accuracy)})"
 
 
 def _verdict(row: Mapping[str, Any] | None, needed: float, hoped: float) -> str:
@@ -100,7 +140,7 @@ def table(content: Mapping[str, Any]) -> str:
     for name in names:
         rows = [content[model].get(name) for model in models]
         first = next(row for row in rows if row)
-        percent = name not in ("sharpness", FRECHET)
+        percent = name not in NOT_SHARES
         cells = [_cell(row, percent=percent) for row in [*rows, ceiling.get(name)]]
         lines.append(f"| {name} | {' | '.join(cells)} | {_percent(first['chance'])} | {first['count']} |")
     return "\n".join(lines) + "\n"
@@ -117,7 +157,7 @@ def _drift(content: Mapping[str, Any], models: Sequence[str]) -> list[str]:
         lines += ["", f"## The {model} by shot", "", "| measure | " + " | ".join(map(str, shots)) + " |"]
         lines.append("|---" * (len(shots) + 1) + "|")
         for name, row in found.items():
-            percent = name not in ("sharpness", FRECHET)
+            percent = name not in NOT_SHARES
             cells = [_number(row[str(s)]["value"], percent) if str(s) in row else "" for s in shots]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
@@ -126,8 +166,14 @@ def _drift(content: Mapping[str, Any], models: Sequence[str]) -> list[str]:
 def _cell(row: Mapping[str, Any] | None, *, percent: bool = True) -> str:
     if not row:
         return ""
-    low, high = (_number(row[key], percent) for key in ("low", "high"))
-    return f"{_number(row['value'], percent)} ({low} to {high})"
+    value, low, high = (_number(row[key], percent) for key in ("value", "low", "high"))
+    # Of so few stories drawn again, an interval would look surer than it is.
+    few = row.get("stories", ENOUGH_STORIES) < ENOUGH_STORIES
+    return (
+        f"{value} ({row['stories']} {'story' if row['stories'] == 1 else 'stories'})"
+        if few
+        else f"{value} ({low} to {high})"
+    )
 
 
 def _number(value: float, percent: bool) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shotstream.engine.memory import MemoryFrame, ShotMemory, allocate_context, evenly_spaced
-from shotstream.engine.stream import Applied, Engine, Stream, Timings
+from shotstream.engine.stream import Engine, Stream, Timings
 from shotstream.evaluation.film import NoMemory, split_chunks
 from shotstream.models.codec import from_uint8
 
@@ -147,18 +147,18 @@ class SingleShotStream(Stream):
     def chunk_index(self) -> int:
         return super().chunk_index - self._restored
 
-    def _open_next(self, timings: Timings) -> list[Applied]:
+    def _open_next(self, timings: Timings) -> bool:
         self._take_over_given()
-        applied = super()._open_next(timings)
-        if applied:
+        opened = super()._open_next(timings)
+        if opened:
             self._decoder = self._going_on
             self._recache()
-        return applied
+        return opened
 
     def _recache(self) -> None:
         """The sink and the newest chunks, as if this shot had made them."""
         assert self._running is not None
-        captions = self.engine.caption_kv(self._compose(self._running.shot, (), self._running.index))
+        captions = self.engine.caption_kv(self._compose(self._running.shot, 0, self._running.index))
         slab = self.engine.preset.slab
         sink = slab.sink_frames // slab.chunk_frames
         room = slab.window_chunks - 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from shotstream.engine.loading import load_text
 from shotstream.engine.stream import Engine
@@ -106,6 +108,29 @@ def test_loading_and_the_inventory_take_it_where_the_package_is_missing(
     assert encoder.encoder.folder == tmp_path / "minilm"
     entries = {entry.part: entry for entry in list_weights(STORYWORLD, tmp_path)}
     assert entries["text"].path == str(tmp_path / "minilm" / "model.safetensors")
+
+
+def test_the_inventory_lists_what_would_be_used_or_refuses_as_loading_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("package", "package/storyworld", "empty"):
+        (tmp_path / folder).mkdir()
+    for name in ("package/storyworld/student", "package/storyworld/codec", "package/storyworld/probe", "mine"):
+        save_file({"weight": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    for module in ("presets", "inventory"):
+        monkeypatch.setattr(f"shotstream.{module}.PACKAGE_WEIGHTS", tmp_path / "package")
+    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
+    mine = tmp_path / "mine.safetensors"
+    listed = [(entry.part, entry.path) for entry in list_weights(STORYWORLD, mine) if entry.part != "text"]
+    assert listed == [
+        *((role, str(find_weights(STORYWORLD, role, mine))) for role in ("student", "teacher", "codec")),
+        ("probe", str(tmp_path / "package/storyworld/probe.safetensors")),
+    ]
+    for folder in ("empty", "absent"):
+        with pytest.raises(ValueError, match="no weights") as refused:
+            list_weights(STORYWORLD, tmp_path / folder)
+        with pytest.raises(ValueError, match=re.escape(str(refused.value))):
+            find_weights(STORYWORLD, "student", tmp_path / folder)
 
 
 def test_missing_weights_say_where_was_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,14 @@ def test_a_story_survives_its_file(tmp_path: Path, suffix: str) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_every_kind_of_line_break_in_a_caption_survives_its_file(tmp_path: Path, suffix: str) -> None:
+    captions = [f"a fox{end}{more}runs{end}" for end in "\n\r\x85\u2028\u2029" for more in ("", " ", "\x85")]
+    story = replace(STORY, shots=tuple(Shot(caption=caption) for caption in captions))
+    write_story(story, tmp_path / f"story{suffix}")
+    assert read_story(tmp_path / f"story{suffix}") == story
+
+
 def test_a_shot_may_be_just_its_caption_and_the_file_names_the_story(tmp_path: Path) -> None:
     path = tmp_path / "short.yaml"
     path.write_text("shots:\n  - a fox runs\n  - caption: a fox sleeps\n")
@@ -175,6 +183,7 @@ def test_a_steer_can_take_the_place_of_what_was_said_before() -> None:
         ("{id: 1}", "a shot's number"),
         ("{id: 1, shot: 0, look: nice}", "no key look"),
         ("[1]", "must be a mapping"),
+        ("{id: 1, shot: 0, frames: 0}", "the story shows none of its shots"),
     ],
 )
 def test_a_making_that_cannot_be_followed_is_refused(made: str, match: str, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def _add_weights(verbs: argparse._SubParsersAction[_Parser]) -> None:
     parser = verbs.add_parser("weights", help="list the files a preset uses", description=_weights.__doc__)
     parser.set_defaults(verb=_weights)
     parser.add_argument("--preset", default="storyworld")
-    parser.add_argument("--weights", type=Path, help="a folder to look in first")
+    parser.add_argument("--weights", type=Path, help="a folder or file, as for generate")
     parser.add_argument("--json", action="store_true", help="one JSON object per file, for programs")
 
 
@@ -275,8 +275,11 @@ def _fake_engine(options: argparse.Namespace) -> Engine:
 def _load_engine(options: argparse.Namespace, *, live: bool = False) -> Engine:
     if options.steps is not None and (options.model != "teacher" or options.steps < 1):
         raise ValueError("--steps is a positive number and for --model teacher: the student's steps belong to it")
+    from shotstream.engine.fake import FAKE
     from shotstream.engine.loading import load, serving_threads
 
+    if options.preset == FAKE.name and not live:
+        raise ValueError(f"preset {FAKE.name} only draws numbered pictures for `shotstream serve`: choose another")
     return load(
         options.preset,
         model=options.model,

@@ -30,7 +30,7 @@ class FilmReport:
     num_frames: int
     seconds: float
     first_frame_seconds: tuple[float, ...] = field(default=())
-    """Per shot, from the cut to its first decoded frames."""
+    """Per shot that the film shows, from the last frames before it, or the first cut, to its first decoded ones."""
 
     @property
     def frames_per_second(self) -> float:
@@ -49,7 +49,8 @@ def generate(
 ) -> FilmReport:
     """Film a story into an mp4 and, if asked, a contact sheet; progress goes to ``console``.
 
-    Raises: ValueError, before anything is written, for a path that cannot be written or a caption that is too long.
+    Raises: ValueError, before anything is written, for a path that cannot be written or a caption that is too long; of
+    a story that says how it was made, for a picture or a frame that it recalls and does not have, once it is its turn.
     """
     writer = VideoWriter(output, fps=engine.preset.fps)
     if sheet is not None:
@@ -75,7 +76,7 @@ def _chunks(engine: Engine, story: Story, seed: int) -> Iterator[Chunk]:
 
 
 def check_stories(engine: Engine, stories: Sequence[Story]) -> None:
-    """Raise ValueError, naming story and shot, if any caption is too long: before the first story is filmed."""
+    """Raise ValueError, naming story and shot, if `check_captions` finds any that is too long: before any is filmed."""
     for story in stories:
         try:
             check_captions(engine, story)
@@ -84,10 +85,11 @@ def check_stories(engine: Engine, stories: Sequence[Story]) -> None:
 
 
 def check_captions(engine: Engine, story: Story) -> None:
-    """Raise ValueError, naming the shot, if a composed caption is longer than the text encoder takes."""
+    """Raise ValueError, naming the shot, if any caption that will be in force is longer than the text encoder takes."""
     for index, shot in enumerate(story.shots):
         try:
-            engine.check_caption(story.caption_at(index, shot.num_chunks, style=engine.preset.caption_style))
+            for chunk in shot.changes:
+                engine.check_caption(story.caption_at(index, chunk, style=engine.preset.caption_style))
         except ValueError as error:
             raise ValueError(f"shot {index}: {error}") from error
 
@@ -98,7 +100,7 @@ def unknown_words(story: Story, preset: Preset, text: TextEncoder) -> list[Unkno
     encoder = text.encoder if isinstance(text, CachedTextEncoder) else text
     if not path.is_file() or not isinstance(encoder, MiniLMEncoder):
         return []
-    captions = [story.caption_at(index, shot.num_chunks) for index, shot in enumerate(story.shots)]
+    captions = [story.caption_at(index, chunk) for index, shot in enumerate(story.shots) for chunk in shot.changes]
     return find_unknown_words(" ".join(captions), Vocabulary.read(path), encoder.embed)
 
 
@@ -141,7 +143,7 @@ class _FilmProgress:
 
     def __enter__(self) -> _FilmProgress:
         self._bar.start()
-        self._start = self._shot_start = self._end = time.perf_counter()
+        self._start = self._end = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,10 +152,8 @@ class _FilmProgress:
     def advance(self, chunk: Chunk) -> None:
         now = time.perf_counter()
         if chunk.index == 0:
-            self._first_frame_seconds.append(now - self._shot_start)
+            self._first_frame_seconds.append(now - self._end)
         shot = self._story.shots[chunk.shot]
-        if chunk.index == shot.num_chunks - 1:
-            self._shot_start = now
         self._num_frames += len(chunk.frames)
         self._end = now
         rate = f"{self.report().frames_per_second:.1f} frames/s, first frame {self._first_frame_seconds[0]:.2f} s"

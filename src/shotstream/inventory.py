@@ -41,12 +41,12 @@ class WeightEntry:
 
 
 def list_weights(preset: Preset, folder: Path | None = None) -> list[WeightEntry]:
-    """Describe every part of a preset, its shards after it, and what else ships beside it; nothing is fetched.
+    """Describe what `find_weights` finds for every part of a preset, its shards after it, and what ships beside the
+    parts in the package; nothing is fetched.
 
-    Raises: ValueError if ``folder`` does not exist or a file is not what its name says.
+    Args: folder may be a file, which `find_weights` takes for the student and for the teacher.
+    Raises: ValueError if ``folder`` does not exist or holds nothing of the preset, or a file is not what its name says.
     """
-    if folder is not None and not folder.exists():
-        raise ValueError(f"no weights at {folder}: pass an existing folder")
     entries = []
     for role, part in preset.files.items():
         path = find_local_weights(preset, role, folder)
@@ -55,7 +55,8 @@ def list_weights(preset: Preset, folder: Path | None = None) -> list[WeightEntry
     if preset.text.encoder == "minilm":
         entries.append(_minilm_entry(find_local_minilm(preset, folder)))
     listed = {entry.path for entry in entries}
-    extras = sorted(path for path in (PACKAGE_WEIGHTS / preset.name).glob("*.*") if str(path) not in listed)
+    shipped = {str(PACKAGE_WEIGHTS / preset.name / part.path) for part in preset.files.values()}
+    extras = sorted(path for path in (PACKAGE_WEIGHTS / preset.name).glob("*.*") if str(path) not in listed | shipped)
     return entries + [
         _entry(path.stem.lower(), path, "") for path in extras if path.suffix in (".safetensors", ".json")
     ]

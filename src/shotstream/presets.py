@@ -178,12 +178,6 @@ def find_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | No
     """
     if role not in get_args(Role) or role not in preset.files:
         raise ValueError(f"preset {preset.name} has no {role!r} weights: its parts are {', '.join(preset.files)}")
-    if folder is not None and not Path(folder).exists():
-        raise ValueError(f"no weights at {folder}: pass an existing folder or file")
-    if folder is not None and Path(folder).is_file() and role in ("student", "teacher"):
-        return Path(folder)
-    if folder is not None:
-        _check_folder(preset, Path(folder))
     part = preset.files[role]
     if (found := find_local_weights(preset, role, folder)) is not None:
         return found
@@ -202,7 +196,13 @@ def _check_folder(preset: Preset, folder: Path) -> None:
 
 
 def find_local_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """Return what `find_weights` finds without the hub, or None."""
+    """Return what `find_weights` finds without the hub, or None. Raises: ValueError for a folder that it refuses."""
+    if folder is not None and not Path(folder).exists():
+        raise ValueError(f"no weights at {folder}: pass an existing folder or file")
+    if folder is not None and Path(folder).is_file() and role in ("student", "teacher"):
+        return Path(folder)
+    if folder is not None:
+        _check_folder(preset, Path(folder))
     for place in _local_folders(preset, folder):
         if (found := _find_in(place, preset.files[role])) is not None:
             return found

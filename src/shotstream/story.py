@@ -35,7 +35,7 @@ class Steer:
     """Chunk of the shot from which on the instruction holds, from 0."""
     caption: str
     replaces: bool = False
-    """It takes the place of the shot's caption and earlier steers, instead of being added to them."""
+    """It takes the place of the shot's caption and of every steer before it, instead of being added to them."""
 
     def __post_init__(self) -> None:
         _check_caption(self.caption, "a steer")
@@ -109,6 +109,11 @@ class Shot:
                 f"0..{self.num_chunks - 1}: give an earlier chunk or a longer shot"
             )
 
+    @property
+    def changes(self) -> tuple[int, ...]:
+        """The chunks at which what is in force changes: the first, and those of steers."""
+        return tuple(sorted({0, *(steer.chunk for steer in self.steers)}))
+
     def steers_at(self, chunk: int) -> tuple[str, ...]:
         """Return the captions of the steers in force while ``chunk`` is made."""
         return self.in_force(chunk)[1]
@@ -173,6 +178,8 @@ class Story:
             earlier.add(making.id)
         if unknown := [id for id in self.order if id not in earlier]:
             raise ValueError(f"`order` names shot {unknown[0]}, which is not in the file")
+        if makings and not any(making.frames != 0 for making in makings if making.id in (self.order or earlier)):
+            raise ValueError("the story shows none of its shots: give one of them more than 0 `frames`")
 
     def with_chunks(self, num_chunks: int) -> Story:
         """Return the story with every shot ``num_chunks`` long; steers that would come too late raise ValueError."""
@@ -232,7 +239,17 @@ def parse_story(text: str, *, default_name: str = "") -> Story:
 
 def story_yaml(story: Story) -> str:
     """A story as the text of a YAML file."""
-    return yaml.safe_dump(_story_to_dict(story), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(_story_to_dict(story), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Escapes a next-line character (U+0085), which PyYAML writes as it is and reads as a line that goes on."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def write_story(story: Story, path: str | os.PathLike[str]) -> None:

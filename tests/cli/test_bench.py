@@ -114,7 +114,8 @@ def test_bad_input_is_one_line_on_a_busy_machine_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (50.0, 50.0, 50.0))
-    assert cli.main(["bench", "--preset", "nope"]) == 2
-    error = capsys.readouterr().err
-    assert "unknown preset 'nope'" in error
-    assert error.count("\n") == 1
+    for preset, message in (("nope", "unknown preset 'nope'"), ("fake", "preset fake only draws numbered pictures")):
+        assert cli.main(["bench", "--preset", preset]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -17,11 +20,13 @@ from safetensors.torch import save_file
 from shotstream import cli
 from shotstream.engine import loading
 from shotstream.engine.stream import Engine, TeacherEngine
-from shotstream.generate import describe, film, generate
+from shotstream.generate import describe, film, generate, unknown_words
 from shotstream.models.checkpoint import save_dit
+from shotstream.models.text import MINILM_PACKAGE, MiniLMEncoder
 from shotstream.models.tiny_codec import FORMAT, TinyCodec, TinyCodecConfig
-from shotstream.presets import STORYWORLD, find_local_weights
-from shotstream.story import Shot, Steer, Story, write_story
+from shotstream.models.vocabulary import VOCABULARY_FILE
+from shotstream.presets import PACKAGE_WEIGHTS, STORYWORLD, find_local_weights
+from shotstream.story import Making, Shot, Steer, Story, write_story
 
 STORY = Story(
     global_caption="a fox",
@@ -65,9 +70,33 @@ def test_generating_writes_every_frame_and_a_sheet(tiny_engine: Engine, tmp_path
 
 def test_a_long_caption_is_refused_before_anything_is_written(tiny_engine: Engine, tmp_path: Path) -> None:
     story = Story(shots=(Shot(caption="a fox"), Shot(caption="word " * 70)))
-    with pytest.raises(ValueError, match="shot 1: the caption has 70 tokens"):
+    with pytest.raises(ValueError, match=r"shot 1: the caption has 7\d tokens"):
         generate(tiny_engine, story, tmp_path / "a.mp4", console=_quiet())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_caption_that_is_too_long_until_another_takes_its_place_is_refused_before_anything_is_written(
+    tiny_engine: Engine, tmp_path: Path
+) -> None:
+    steers = (Steer(chunk=1, caption="word " * 70), Steer(chunk=3, caption="a bear", replaces=True))
+    (tmp_path / "a.mp4").write_bytes(b"precious")
+    for shot in (Shot(caption="a fox", steers=steers), Shot(caption="word " * 70, steers=steers[1:])):
+        story = Story(shots=(Shot(caption="a fox"), shot))
+        with pytest.raises(ValueError, match=r"shot 1: the caption has 7\d tokens"):
+            generate(tiny_engine, story, tmp_path / "a.mp4", console=_quiet())
+    assert (tmp_path / "a.mp4").read_bytes() == b"precious"
+
+
+def test_the_wait_for_a_shot_is_counted_from_the_last_frames_before_it(
+    tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shotstream.generate.time", SimpleNamespace(perf_counter=count().__next__))
+    cut_short = Shot(caption="a fox", num_chunks=3, making=Making(id=1, number=0, frames=20))
+    story = Story(shots=(cut_short, Shot(caption="a bear", num_chunks=1, making=Making(id=2, number=1))))
+    report = generate(tiny_engine, story, tmp_path / "a.mp4", console=_quiet())
+    assert report.num_frames == 20 + 9
+    assert report.first_frame_seconds == (1, 1)
+    assert report.seconds == 3
 
 
 def test_the_command_films_a_story_file(loaded: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +157,14 @@ def test_what_cannot_be_drawn_is_named_and_filmed_all_the_same(
     assert _num_frames(output) == 9
 
 
+def test_what_is_said_only_until_something_takes_its_place_is_checked_too() -> None:
+    if not importlib.util.find_spec(MINILM_PACKAGE) or not (PACKAGE_WEIGHTS / "storyworld" / VOCABULARY_FILE).is_file():
+        pytest.skip("the MiniLM weights package, or the vocabulary of storyworld, is not installed")
+    shot = Shot(caption="a dragon", steers=(Steer(chunk=1, caption="a fox", replaces=True),))
+    unknown = unknown_words(Story(shots=(shot,)), STORYWORLD, MiniLMEncoder())
+    assert [one.word for one in unknown] == ["dragon"]
+
+
 def test_a_table_of_stories_becomes_numbered_files(loaded: Engine, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / f"{name}.json").write_text('{"global_caption": "A fox.", "shot1": "It runs."}')
@@ -162,6 +199,7 @@ def test_the_same_seed_gives_the_same_file(loaded: Engine, tmp_path: Path) -> No
         ([], "at least one shot"),
         (["missing.yaml"], "error: missing.yaml: No such file"),
         (["--shot", "x", "--preset", "nope"], "unknown preset 'nope'"),
+        (["--shot", "x", "--preset", "fake"], "preset fake only draws numbered pictures for `shotstream serve`"),
         (["--shot", "x", "--weights", "missing"], "no weights at missing"),
         (["--shot", "x", "--weights", "."], "holds no weights of preset storyworld"),
         (["--shot", "x", "--weights", "broken.safetensors"], "cannot read weights"),

@@ -110,6 +110,55 @@ def test_steers_known_beforehand_equal_steers_given_live(tiny_engine: Engine) ->
     assert np.array_equal(frames(chunks), frames(planned))
 
 
+def test_a_planned_steer_that_replaces_equals_a_shot_described_anew(tiny_engine: Engine) -> None:
+    live = tiny_engine.stream(seed=3)
+    live.cut("a fox", num_chunks=3, steers=[Steer(chunk=0, caption="it rains")])
+    chunks = list(islice(live, 1))
+    live.rewrite("a bear", ["he waves"])
+    chunks += list(live)
+    planned = tiny_engine.stream(seed=3)
+    steers = [Steer(chunk=0, caption="it rains"), Steer(chunk=1, caption="a bear", replaces=True)]
+    planned.cut("a fox", num_chunks=3, steers=[*steers, Steer(chunk=1, caption="he waves")])
+    again = list(planned)
+    assert [chunk.caption for chunk in again] == ["a fox. it rains", "a bear. he waves", "a bear. he waves"]
+    assert [[one.caption for one in chunk.applied] for chunk in again] == [
+        ["a fox", "it rains"],
+        ["a bear", "he waves"],
+        [],
+    ]
+    assert np.array_equal(frames(chunks), frames(again))
+
+
+@pytest.mark.parametrize("long", ["shot", "steer"])
+def test_a_cut_is_refused_for_what_is_too_long_at_any_of_its_chunks(tiny_engine: Engine, long: str) -> None:
+    shot, steer = ("word " * 70, "he waves") if long == "shot" else ("a fox", "word " * 70)
+    steers = [Steer(chunk=1, caption=steer), Steer(chunk=2, caption="a bear", replaces=True)]
+    stream = tiny_engine.stream()
+    with pytest.raises(ValueError, match="tokens"):
+        stream.cut(shot, steers=steers)
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_steer_is_refused_where_it_and_a_planned_one_are_too_long_together(tiny_engine: Engine, begun: bool) -> None:
+    stream = tiny_engine.stream()
+    stream.cut("a fox", num_chunks=3, steers=[Steer(chunk=2, caption="it rains " * 15)])
+    if begun:
+        next(stream)
+    stream.steer("he waves")
+    with pytest.raises(ValueError, match="tokens"):
+        stream.steer("word " * 40)
+    assert [chunk.index for chunk in stream][-1] == 2
+
+
+def test_a_steer_before_a_planned_one_that_replaces_may_be_long(tiny_engine: Engine) -> None:
+    stream = tiny_engine.stream()
+    stream.cut("a fox", num_chunks=2, steers=[Steer(chunk=1, caption="a bear " * 20, replaces=True)])
+    stream.steer("word " * 40)
+    assert "word" in next(stream).caption
+    assert "word" not in next(stream).caption
+
+
 def test_two_steers_before_one_boundary_merge_in_order_and_a_cut_supersedes_them(tiny_engine: Engine) -> None:
     stream = tiny_engine.stream()
     stream.cut("a fox on the beach")
@@ -200,8 +249,20 @@ def test_the_teacher_streams_through_the_same_interface(tiny_engine: Engine) -> 
         chunks = list(stream)
         assert [chunk.index for chunk in chunks] == [0, 1]
     assert len(chunks[0].context) == engine.preset.slab.context_frames
-    with pytest.raises(ValueError, match="with the cut"):
-        stream.steer("he waves")
+    for change in (lambda: stream.steer("he waves"), lambda: stream.rewrite("a bear"), lambda: stream.extend(2)):
+        with pytest.raises(ValueError, match="with the cut"):
+            change()
+    assert list(stream) == []
+
+
+def test_the_teacher_films_a_steer_that_replaces_as_it_would_film_the_shot_that_it_describes(
+    tiny_engine: Engine,
+) -> None:
+    engine = TeacherEngine(tiny_engine.preset, tiny_engine.model, tiny_engine.codec, tiny_engine.text, num_steps=2)
+    replaced, plain = engine.stream(seed=1), engine.stream(seed=1)
+    replaced.cut("a fox", num_chunks=2, steers=[Steer(chunk=0, caption="a bear", replaces=True)])
+    plain.cut("a bear", num_chunks=2)
+    assert np.array_equal(frames(replaced), frames(plain))
 
 
 def test_noise_depends_on_its_address_alone() -> None:
@@ -254,6 +315,42 @@ def test_an_unwanted_chunk_is_abandoned_and_made_again_as_if_nothing_had_happene
         next(interrupted)
     interrupted.keep_going = lambda: True
     np.testing.assert_array_equal(next(interrupted).frames, next(plain).frames)
+
+
+def test_what_takes_effect_in_an_abandoned_chunk_takes_effect_once_when_it_is_made_again(tiny_engine: Engine) -> None:
+    stream = tiny_engine.stream()
+    stream.cut("a fox", num_chunks=2, steers=[Steer(chunk=0, caption="it rains"), Steer(chunk=1, caption="he runs")])
+    chunks = []
+    for _ in range(2):
+        stream.steer(f"he waves {len(chunks)} times")
+        for _ in range(2):
+            stream.keep_going = lambda: False
+            with pytest.raises(ChunkAbandoned):
+                next(stream)
+        stream.keep_going = lambda: True
+        chunks.append(next(stream))
+    assert [[(a.kind, a.caption) for a in chunk.applied] for chunk in chunks] == [
+        [("cut", "a fox"), ("steer", "it rains"), ("steer", "he waves 0 times")],
+        [("steer", "he runs"), ("steer", "he waves 1 times")],
+    ]
+    assert chunks[1].caption == "a fox. it rains. he waves 0 times. he runs. he waves 1 times"
+
+
+def test_a_shot_whose_first_chunk_was_abandoned_never_was(tiny_engine: Engine) -> None:
+    plain, interrupted = tiny_engine.stream(seed=1), tiny_engine.stream(seed=1)
+    for stream in (plain, interrupted):
+        stream.cut("a fox", num_chunks=1)
+        list(stream)
+    interrupted.keep_going = lambda: False
+    interrupted.cut("the city")
+    with pytest.raises(ChunkAbandoned):
+        next(interrupted)
+    interrupted.keep_going = lambda: True
+    for stream in (plain, interrupted):
+        stream.cut("a bear", num_chunks=1)
+    first, again = next(plain), next(interrupted)
+    assert first.shot == again.shot == 1
+    assert np.array_equal(first.frames, again.frames)
 
 
 def test_encoding_ahead_saves_a_cut_work_and_changes_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_a_dragon_is_named_and_the_knight_is_not(embed: Callable[[Sequence[str]]
 
 def test_other_names_and_forms_of_known_things_pass(embed: Callable[[Sequence[str]], Tensor]) -> None:
     assert find_unknown_words("Two foxes walking at the ocean, then in the town", WORLD, embed) == []
+
+
+def test_what_only_begins_like_a_function_word_is_named(embed: Callable[[Sequence[str]], Tensor]) -> None:
+    things = ["bed", "shed", "bees", "weed", "toes", "herd", "doe"]
+    world = replace(WORLD, words=WORLD.words | {"the", "to", "she", "her"})  # captions have these words too
+    assert [unknown.word for unknown in find_unknown_words(" ".join(things), world, embed)] == things
+
+
+def test_forms_of_function_words_and_of_short_known_words_pass(embed: Callable[[Sequence[str]], Tensor]) -> None:
+    assert find_unknown_words("foxes wanted the others, turning slowly, walked", WORLD, embed) == []
 
 
 def test_another_colour_is_not_near_enough(embed: Callable[[Sequence[str]], Tensor]) -> None:

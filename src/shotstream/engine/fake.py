@@ -48,7 +48,7 @@ class FakeConfig:
 
 
 class FakeEngine(Engine):
-    """Streams numbered pictures. It has no `model` and no `codec`."""
+    """Streams numbered pictures. It has no `model`, no `codec` and no `text`."""
 
     def __init__(self, config: FakeConfig | None = None) -> None:
         self.config = config or FakeConfig()
@@ -118,7 +118,7 @@ class FakeStream(Stream):
 
     def _make_chunk(self, shot: _RunningShot, applied: tuple[Applied, ...], timings: Timings) -> Chunk:
         index = self.chunk_index
-        caption = self._compose(shot.shot, shot.steers, shot.index)
+        caption = self._compose(shot.shot, index, shot.index)
         with timings.measure("denoise"):
             self._pretend_to_denoise(index)
         with timings.measure("decode"):

@@ -36,6 +36,7 @@ def load(
     """Load everything a preset needs.
 
     Args: preset "fake" needs no weights: it draws numbered pictures at a set pace, for building and testing a player.
+        Its engine has no model, and `generate` and `bench` cannot do without.
         weights is a folder, or a file with the student or teacher; None looks in the package, then the hub.
         device defaults to CUDA where there is one; dtype to bfloat16 where the device is fast in it.
         num_steps: Euler steps of the teacher.

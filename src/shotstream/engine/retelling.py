@@ -18,31 +18,21 @@ from PIL import Image
 
 from shotstream.engine.memory import PICTURE_SHOT, FrameId, MemoryFrame, ShotMemory
 from shotstream.engine.stream import Chunk, Engine, Stream
-from shotstream.story import PICTURE, Making, Picture, Recall, Shot, Steer, Story
+from shotstream.story import PICTURE, Making, Picture, Recall, Shot, Story
 
 
 def film_shot(stream: Stream, shot: Shot) -> Iterator[Chunk]:
     """Cut to a shot, steer it as it says, and yield its chunks."""
     take = shot.making.take if shot.making is not None else 0
-    if not any(steer.replaces for steer in shot.steers):
-        stream.cut(shot.caption, num_chunks=shot.num_chunks, steers=shot.steers, take=take)
-        yield from stream
-        return
-    caption, steers = shot.in_force(0)
-    opening = [Steer(chunk=0, caption=steer) for steer in steers]
-    stream.cut(caption, num_chunks=shot.num_chunks, steers=opening, take=take)
-    for chunk in range(shot.num_chunks):
-        if chunk and shot.in_force(chunk) != (caption, steers):
-            caption, steers = shot.in_force(chunk)
-            stream.rewrite(caption, steers)
-        yield next(stream)
+    stream.cut(shot.caption, num_chunks=shot.num_chunks, steers=shot.steers, take=take)
+    yield from stream
 
 
 def retell(engine: Engine, story: Story) -> Iterator[Chunk]:
     """Film an exact story (`Story.is_exact`) and yield its chunks as the film shows them.
 
     `Chunk.shot` is the place of the shot in `story.shots`; its frames are those that are part of the film. Shots that
-    the film shows later than they are made wait in memory: 15 MB each in storyworld.
+    the film shows later than they are made wait in memory until they were shown: 15 MB each in storyworld.
 
     Raises: ValueError for a frame that a shot recalls but no shot has.
     """
@@ -60,7 +50,8 @@ def retell(engine: Engine, story: Story) -> Iterator[Chunk]:
         if making.id in order:
             waiting[making.id] = made
         while order and order[0] in waiting:
-            yield from waiting[order.popleft()]
+            id = order.popleft()
+            yield from waiting[id] if id in order else waiting.pop(id)
 
 
 def _shown(chunks: Iterator[Chunk], place: int, num_frames: int | None) -> Iterator[Chunk]:

@@ -86,7 +86,7 @@ class Chunk:
     caption: str
     """In force, exactly as the text encoder saw it."""
     applied: tuple[Applied, ...]
-    """Instructions that took effect in this chunk."""
+    """Cuts and steers that took effect in this chunk, those known beforehand included. A `rewrite` is not named."""
     context: tuple[MemoryFrame, ...]
     """The frames this chunk's shot remembers."""
     timings: Timings
@@ -208,9 +208,8 @@ class _RunningShot:
     index: int
     take: int
     shot: Shot
-    num_chunks: int
+    """As long as it will be, with every steer that was given so far."""
     context: tuple[MemoryFrame, ...] = ()
-    steers: list[str] = field(default_factory=list)
     shown: ShownFrames = field(default_factory=ShownFrames)
 
 
@@ -243,8 +242,9 @@ class Stream:
         self._pending_steers: list[str] = []
         self._next_index = self._first_index = first_shot
         self.keep_going: Callable[[], bool] = lambda: True
-        """Asked before every denoise pass, by the thread that iterates. Where it says no, that thread gets
-        `ChunkAbandoned`; the chunk can be made again."""
+        """Asked before every denoise pass of the student, by the thread that iterates. Where it says no, that thread
+        gets `ChunkAbandoned`; iterate on, and the chunk is made again, with all that was to take effect in it. Where a
+        cut came meanwhile it is not asked: the cut's shot is opened."""
         self.opening: Callable[[tuple[MemoryFrame, ...]], None] = lambda context: None
         """Told what a new shot remembers, before anything of the shot is computed."""
 
@@ -260,33 +260,35 @@ class Stream:
         """End the running shot and open the next one. Pending steers are dropped.
 
         Called from another thread while a chunk is being made, it ends that chunk at its next denoise pass: a chunk
-        that nobody will see is not finished.
+        that nobody will see is not finished. (The teacher, which makes whole shots, finishes it.)
 
         Args: steers known beforehand; take: number of the rendering, another one draws other noise; aired_frames: how
             many frames of the running shot were seen, only those can be remembered, None is all that were made. A shot
             of which nothing was seen never was: the next one gets its number.
-        Raises: ValueError, before anything changes, if a caption is empty or too long.
+        Raises: ValueError, before anything changes, if a caption is empty, what is in force at some chunk is too long,
+            or a steer comes after the shot's end.
         """
         shot = Shot(caption=caption, steers=tuple(steers), num_chunks=num_chunks)
-        self.engine.check_caption(self._compose(shot, shot.steers_at(num_chunks), self._next_index))
+        self._check(shot, self._next_index)
         self._pending_steers = []
         self._cut = _PendingCut(shot=shot, take=take, aired_frames=aired_frames)
 
     def steer(self, caption: str) -> None:
-        """Change the shot from its next chunk on. A shot that has run its length goes on for a little.
+        """Change the shot from its next chunk on; after a cut, the shot that it opens. A shot that has run its length
+        goes on for a little.
 
-        Raises: ValueError, before anything changes, if there is no shot or the caption gets empty or too long.
+        Raises: ValueError, before anything changes, if there is no shot, the caption is empty, or what is in force then
+            or after a later planned steer gets too long.
         """
-        steer = Steer(chunk=0, caption=caption)
         cut, running = self._cut, self._running
-        if cut is None and running is None:
-            raise ValueError("there is no shot to steer yet: cut to one first")
         if cut is not None:
-            composed = self._compose(cut.shot, [*self._pending_steers, caption], self._next_index)
+            shot, index, chunk = cut.shot, self._next_index, 0
         elif running is not None:
-            composed = self._compose(running.shot, [*running.steers, *self._pending_steers, caption], running.index)
-        self.engine.check_caption(composed)
-        self._pending_steers.append(steer.caption)
+            shot, index, chunk = running.shot, running.index, self.chunk_index
+        else:
+            raise ValueError("there is no shot to steer yet: cut to one first")
+        self._check(_steered(shot, chunk, [*self._pending_steers, caption]), index, first=chunk)
+        self._pending_steers.append(caption)
 
     def rewrite(self, caption: str, steers: Sequence[str] = ()) -> None:
         """Describe the running shot anew, from its next chunk on: the shot's caption and the steers in force.
@@ -295,9 +297,9 @@ class Stream:
         """
         if self._running is None:
             raise ValueError("there is no shot to rewrite yet: cut to one first")
-        shot = replace(self._running.shot, caption=caption, steers=())
-        self.engine.check_caption(self._compose(shot, steers, self._running.index))
-        self._running.shot, self._running.steers = shot, list(steers)
+        shot = replace(self._running.shot, caption=caption, steers=_from_the_start(steers))
+        self._check(_steered(shot, self.chunk_index, self._pending_steers), self._running.index, first=self.chunk_index)
+        self._running.shot = shot
 
     def reopen(self, kept: KeptShot) -> None:
         """Take up a shot where it was left; its next chunks are those that it would have had.
@@ -306,8 +308,8 @@ class Stream:
         before it, as it did when the shot was opened. Only for a stream that has no shot yet.
         """
         assert self._running is None, "a stream takes up one shot"
-        plan = Shot(caption=kept.caption, num_chunks=kept.num_chunks)
-        shot = _RunningShot(kept.index, kept.take, plan, kept.num_chunks, kept.context, list(kept.steers))
+        plan = Shot(caption=kept.caption, steers=_from_the_start(kept.steers), num_chunks=kept.num_chunks)
+        shot = _RunningShot(kept.index, kept.take, plan, kept.context)
         self._begin_shot(shot, kept.chunks[0].caption)
         for chunk in kept.chunks:
             shot.shown.add(self._replay(shot, chunk), chunk.caption)
@@ -335,7 +337,7 @@ class Stream:
         if running is None:
             return memory.choose("")
         memory.add_shown(running.shown.first(aired_frames))
-        return memory.choose(self._compose(running.shot, running.steers, running.index))
+        return memory.choose(self._compose(running.shot, max(0, self.chunk_index - 1), running.index))
 
     def encode_ahead(self) -> None:
         """Encode the running shot's first frame, which a cut is likely to remember, while there is time.
@@ -351,7 +353,8 @@ class Stream:
             raise ValueError(
                 f"extend needs a running shot and at least one chunk, got {num_chunks}: cut to a shot first"
             )
-        self._running.num_chunks += num_chunks
+        shot = self._running.shot
+        self._running.shot = replace(shot, num_chunks=shot.num_chunks + num_chunks)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -365,13 +368,15 @@ class Stream:
                     raise
 
     def _advance(self, timings: Timings) -> Chunk:
-        applied = self._open_next(timings)
-        if self._running is None:
+        self._open_next(timings)
+        running = self._running
+        if running is None:
             raise StopIteration
-        applied += self._apply_steers(self._running)
-        if self.chunk_index >= self._running.num_chunks:
+        pending, self._pending_steers = self._pending_steers, []
+        running.shot = _steered(running.shot, self.chunk_index, pending)
+        if self.chunk_index >= running.shot.num_chunks:
             raise StopIteration
-        return self._make_chunk(self._running, tuple(applied), timings)
+        return self._make_chunk(running, self._applied(running.shot), timings)
 
     @property
     def chunk_index(self) -> int:
@@ -397,13 +402,14 @@ class Stream:
         """Whether somebody still waits for the chunk that is being made."""
         return self._cut is None and self.keep_going()
 
-    def _open_next(self, timings: Timings) -> list[Applied]:
+    def _open_next(self, timings: Timings) -> bool:
+        """Open the shot of a pending cut. Returns whether there was one."""
         cut = self._cut
         if cut is None:
-            return []
-        self._remember_running()
-        shot = _RunningShot(self._next_index, cut.take, cut.shot, cut.shot.num_chunks)
-        caption = self._compose(shot.shot, shot.shot.steers_at(0), shot.index)
+            return False
+        self._remember_running(cut.aired_frames)
+        shot = _RunningShot(self._next_index, cut.take, cut.shot)
+        caption = self._compose(shot.shot, 0, shot.index)
         with timings.measure("text"):
             self._captions(caption)
         with timings.measure("context"):
@@ -414,7 +420,7 @@ class Stream:
         self._running, self._next_index = shot, shot.index + 1
         if self._cut is cut:
             self._cut = None
-        return [Applied(kind="cut", caption=shot.shot.caption)]
+        return True
 
     def _begin_shot(self, shot: _RunningShot, caption: str) -> None:
         """Fill the global cache with what the shot remembers; its caption when it is opened is `caption`."""
@@ -439,26 +445,23 @@ class Stream:
         pages = self._chunk_pages if shot.shown.num_frames else self._opening_pages
         return pages.copy(frames)
 
-    def _remember_running(self) -> None:
-        aired = self._cut.aired_frames if self._cut is not None else None
+    def _remember_running(self, aired_frames: int | None) -> None:
         if self._running is not None:
-            self.memory.add_shown(self._running.shown.first(aired))
-            if aired == 0:
+            shown = self._running.shown.first(aired_frames)
+            self.memory.add_shown(shown)
+            if not shown.num_frames:
                 self._next_index = self._running.index
         self._running = None
 
-    def _apply_steers(self, shot: _RunningShot) -> list[Applied]:
-        scheduled = [steer.caption for steer in shot.shot.steers if steer.chunk == self.chunk_index]
-        if self._pending_steers and self.chunk_index >= shot.num_chunks:
-            shot.num_chunks = self.chunk_index + EXTEND_CHUNKS
-        pending, self._pending_steers = self._pending_steers, []
-        arrived = [*scheduled, *pending] if self.chunk_index < shot.num_chunks else []
-        shot.steers += arrived
-        return [Applied(kind="steer", caption=caption) for caption in arrived]
+    def _applied(self, shot: Shot) -> tuple[Applied, ...]:
+        """What takes effect in the next chunk, however often it is begun."""
+        chunk = self.chunk_index
+        cut = [Applied(kind="cut", caption=shot.caption)] if chunk == 0 else []
+        return (*cut, *(Applied(kind="steer", caption=one.caption) for one in shot.steers if one.chunk == chunk))
 
     def _make_chunk(self, shot: _RunningShot, applied: tuple[Applied, ...], timings: Timings) -> Chunk:
         index = self.chunk_index
-        caption = self._compose(shot.shot, shot.steers, shot.index)
+        caption = self._compose(shot.shot, index, shot.index)
         with timings.measure("text"):
             captions = self._captions(caption)
         latent = self._denoise(shot, captions, timings)
@@ -517,10 +520,30 @@ class Stream:
             seed=self.seed, shot=shot.index, take=shot.take, chunk=chunk, step=step, shape=shape
         )
 
-    def _compose(self, shot: Shot, steers: Sequence[str], index: int) -> str:
+    def _compose(self, shot: Shot, chunk: int, index: int) -> str:
+        """What the text encoder sees at a chunk of the story's shot `index`."""
+        caption, steers = shot.in_force(chunk)
         return compose_caption(
-            self.global_caption, shot.caption, steers, style=self.engine.preset.caption_style, shot_index=index
+            self.global_caption, caption, steers, style=self.engine.preset.caption_style, shot_index=index
         )
+
+    def _check(self, shot: Shot, index: int, first: int = 0) -> None:
+        """Raise ValueError if anything in force from chunk `first` on is too long."""
+        for chunk in [first, *(change for change in shot.changes if change > first)]:
+            self.engine.check_caption(self._compose(shot, chunk, index))
+
+
+def _from_the_start(captions: Sequence[str]) -> tuple[Steer, ...]:
+    return tuple(Steer(chunk=0, caption=caption) for caption in captions)
+
+
+def _steered(shot: Shot, chunk: int, captions: Sequence[str]) -> Shot:
+    """The shot with more steers from a chunk on. One that has run its length goes on for a little."""
+    if not captions:
+        return shot
+    length = shot.num_chunks if chunk < shot.num_chunks else chunk + EXTEND_CHUNKS
+    steers = [Steer(chunk=chunk, caption=caption) for caption in captions]
+    return replace(shot, steers=(*shot.steers, *steers), num_chunks=length)
 
 
 class TeacherEngine(Engine):
@@ -537,12 +560,19 @@ class TeacherEngine(Engine):
 
 
 class TeacherStream(Stream):
-    """A story made by the teacher. Steers must be known at the cut; `steer` raises ValueError."""
+    """A story made by the teacher. Steers and length of a shot must be known at the cut: `steer`, `rewrite`, `extend`
+    and `reopen` raise ValueError."""
 
     engine: TeacherEngine
 
     def steer(self, caption: str) -> None:
         raise ValueError("the teacher makes a shot as a whole: give its steers with the cut, or use the student")
+
+    def rewrite(self, caption: str, steers: Sequence[str] = ()) -> None:
+        raise ValueError("the teacher makes a shot as a whole: give all its captions with the cut, or use the student")
+
+    def extend(self, num_chunks: int = EXTEND_CHUNKS) -> None:
+        raise ValueError("the teacher makes a shot as a whole: give its length with the cut, or use the student")
 
     def reopen(self, kept: KeptShot) -> None:
         raise ValueError("the teacher makes a shot as a whole: it cannot go on with one, use the student")
@@ -561,18 +591,18 @@ class TeacherStream(Stream):
     def _denoise(self, shot: _RunningShot, captions: CaptionKV, timings: Timings) -> Tensor:
         with timings.measure("denoise"):
             if self.chunk_index == 0:
-                noise = torch.cat([self._noise(shot, chunk)(0) for chunk in range(shot.num_chunks)], dim=1)
+                noise = torch.cat([self._noise(shot, chunk)(0) for chunk in range(shot.shot.num_chunks)], dim=1)
                 self._teacher.begin(noise, self._all_captions(shot))
             return self._teacher.next_chunk().clean
 
     def _all_captions(self, shot: _RunningShot) -> CaptionKV:
         """One row per context frame, then one per frame of the shot."""
         slab = self.engine.preset.slab
-        opening = self._compose(shot.shot, shot.shot.steers_at(0), shot.index)
+        opening = self._compose(shot.shot, 0, shot.index)
         remembered = [frame.caption for frame in self._filled(shot.context)] or [opening] * slab.context_frames
         own = [
-            self._compose(shot.shot, shot.shot.steers_at(chunk), shot.index)
-            for chunk in range(shot.num_chunks)
+            self._compose(shot.shot, chunk, shot.index)
+            for chunk in range(shot.shot.num_chunks)
             for _ in range(slab.chunk_frames)
         ]
         return CaptionKV.stack([self.engine.caption_kv(caption) for caption in [*remembered, *own]])

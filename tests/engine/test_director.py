@@ -439,6 +439,22 @@ def test_instructions_for_a_named_chunk_take_effect_there_and_cuts_without_a_bre
     assert sim.ended(late).outcome == "failed"
 
 
+def test_a_shot_that_was_announced_counts_though_a_cut_at_once_comes_before_its_first_picture() -> None:
+    sim = Simulation()
+    sim.start(num_chunks=2)
+    sim.cut(at=m.At(shot=0, chunk=2))
+    while len(sim.of(m.ShotOpened)) < 2:
+        sim.run(0.01)
+    assert sim.director.snapshot(sim.now).status.clock_frame < sim.chunks[-1].start - 1, "it is not on air yet"
+    sim.cut("a boat")
+    sim.run(1)
+    opening = [work for _, work in sim.begun if isinstance(work, OpenShot)][-1]
+    assert (opening.shot, opening.aired_frames) == (2, 1), "a stream takes 0 for a shot that never was"
+    opened = sim.of(m.ShotOpened)[-1]
+    assert isinstance(opened, m.ShotOpened)
+    assert (opened.shot, opened.parent, opened.aired_before) == (2, 2, 1)
+
+
 def test_what_is_pending_can_be_cancelled() -> None:
     sim = Simulation()
     sim.start()

@@ -8,32 +8,46 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from shotstream.engine import messages as m
+from shotstream.engine.archive import Archive, ArchiveError
 from shotstream.engine.direction import DirectorConfig, Entry, Written
 from shotstream.engine.director import Director
 from shotstream.engine.pictures import read_picture, thumbnail
 from shotstream.engine.stream import Engine, Stream
+from shotstream.engine.turns import Turn
 from shotstream.engine.worker import Delivery, Worker, warm_up
 from shotstream.engine.writer import Composer, TemplateWriter
+from shotstream.server.store import Store, StoreConfig
 
 
 class Crew:
     """A worker whose media are the frames themselves, and everything it delivered."""
 
-    def __init__(self, engine: Engine, *, fps: int = 160) -> None:
+    def __init__(
+        self, engine: Engine, *, fps: int = 160, archive: Archive | None = None, turn: Turn | None = None
+    ) -> None:
         self.record: list[Entry] = []
         self.deliveries: list[Delivery] = []
         self.woken = threading.Event()
         self.config = config = DirectorConfig(fps=fps, expected_chunk_s=0.02, expected_open_s=0.02)
         writer = TemplateWriter(Composer(check=engine.check_caption))
         self.worker = Worker(
-            engine, writer, lambda f: f.tobytes(), config=config, wake=self.woken.set, record=self.record.append
+            engine,
+            writer,
+            lambda f: f.tobytes(),
+            config=config,
+            wake=self.woken.set,
+            record=self.record.append,
+            archive=archive,
+            turn=turn,
         )
         self.worker.start()
 
@@ -136,8 +150,93 @@ def test_an_engine_that_fails_says_so_and_can_begin_again(tiny_engine: Engine, m
     crew.worker.close()
 
 
-def _fail(stream: Stream) -> None:
+def _fail(stream: Stream, **_: object) -> None:
     raise RuntimeError("out of memory")
+
+
+def test_a_story_goes_on_where_nobody_can_say_what_a_cut_would_remember(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stream, "preview_memory", _fail)
+    crew.give(m.Start(id="a", text="a fox", num_chunks=3))
+    crew.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 2)
+    crew.give(m.Cut(id="b", text="the city"))
+    assert crew.ended("b").outcome == "applied"
+
+
+def test_what_a_cut_would_remember_is_looked_up_in_turn(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, held = Turn(), list[bool]()
+    for name in ("preview_memory", "encode_ahead"):
+        look = getattr(Stream, name)
+        monkeypatch.setattr(Stream, name, lambda *a, look=look, **k: held.append(turn.wanted) or look(*a, **k))
+    crew = Crew(tiny_engine, turn=turn)
+    crew.give(m.Start(id="a", text="a fox", num_chunks=5))
+    crew.wait(_holding)
+    crew.worker.close()
+    assert len(held) == 3
+    assert all(held)
+
+
+@pytest.fixture
+def kept_crew(tiny_engine: Engine, tmp_path: Path) -> Iterator[Crew]:
+    """Its story is kept."""
+    store = Store(StoreConfig(folder=tmp_path), tiny_engine.preset)
+    crew = Crew(tiny_engine, archive=store.story("main"))
+    yield crew
+    crew.worker.close()
+    store.close()
+
+
+def test_pictures_that_cannot_be_packed_beforehand_are_packed_when_they_are_kept(
+    kept_crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_crew.worker._archive, "prepare", _busy)
+    kept_crew.give(m.Start(id="a", text="a fox", num_chunks=1))
+    kept_crew.wait(_holding)
+    kept_crew.give(m.Cut(id="b", text="the city", num_chunks=1))
+    assert kept_crew.ended("b").outcome == "applied"
+
+
+def _busy(opening: object) -> None:
+    raise ArchiveError("the database is busy")
+
+
+def test_a_shot_that_is_refused_once_it_has_begun_leaves_the_one_before_as_it_was(
+    kept_crew: Crew, tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, openings = kept_crew.worker._encode, count()
+
+    def refuse_the_second_opening(frames: np.ndarray) -> bytes:
+        if len(frames) == 9 and next(openings) == 1:
+            raise ValueError("no room for the picture")
+        return encode(frames)
+
+    monkeypatch.setattr(kept_crew.worker, "_encode", refuse_the_second_opening)
+    kept_crew.give(m.Start(id="a", text="a fox", seed=5, num_chunks=4))
+    kept_crew.give(m.Cut(id="b", text="the city", at=m.At(shot=0, chunk=2)))
+    assert "no room" in kept_crew.ended("b").reason
+    kept_crew.wait(_holding)
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox", num_chunks=4)
+    assert [media for _, media in kept_crew.chunks] == [chunk.frames.tobytes() for chunk in stream]
+
+
+def test_a_story_that_is_over_is_neither_kept_at_hand_nor_what_a_new_one_remembers(crew: Crew) -> None:
+    crew.give(m.Start(id="a", text="a fox", num_chunks=2))
+    crew.wait(_holding)
+    with crew.worker._changed:  # before the engine thread looks again
+        crew.worker.submit(m.Stop(id="b"))
+        crew.worker.submit(m.Start(id="c", text="a bear"))
+        crew.worker.submit(m.Memory(id="d", action="pin", frame=m.FrameRef(shot=0, frame=0)))
+    assert "nothing is remembered yet" in crew.ended("d").reason
+    crew.worker.submit(Written(id="c", caption="a bear"))
+    assert crew.ended("c").outcome == "applied"
+    crew.give(m.Stop(id="e"))
+    crew.wait(lambda e: isinstance(e, m.Status) and e.state == "idle")
+    end = time.monotonic() + 20
+    while crew.worker._stream is not None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert crew.worker._stream is None
 
 
 def test_the_engine_waits_when_nobody_takes_what_it_made(tiny_engine: Engine) -> None:
@@ -183,6 +282,32 @@ def test_pictures_that_are_too_large_are_refused_before_they_are_unpacked() -> N
         read_picture(flat, width=32, height=32)
     with pytest.raises(ValueError, match="characters of base64"):
         read_picture("A" * (m.MAX_PICTURE + 4), width=32, height=32)
+
+
+@pytest.mark.parametrize("size", [(1, 1_000_000), (1_000_000, 1)])
+def test_a_picture_of_any_shape_takes_no_more_room_than_it_has_pixels(size: tuple[int, int]) -> None:
+    file = io.BytesIO()
+    Image.new("L", size, 200).save(file, "PNG")
+    read = read_picture(base64.b64encode(file.getvalue()).decode(), width=320, height=192)
+    assert read.shape == (192, 320, 3)
+    assert (read == 200).all()
+
+
+def test_a_picture_is_turned_as_its_metadata_say() -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6  # its right side is the top
+    Image.fromarray(np.repeat([[0, 255]], 64, axis=0).repeat(32, axis=1).astype(np.uint8)).save(file, "PNG", exif=exif)
+    read = read_picture(base64.b64encode(file.getvalue()).decode(), width=32, height=32)
+    assert (read[:14] < 20).all()
+    assert (read[18:] > 235).all()
+
+
+def test_metadata_that_are_none_make_a_picture_unreadable() -> None:
+    for exif in (b"nonsense", b"MM\x00*\x00\x00\x00"):
+        file = io.BytesIO()
+        Image.new("L", (8, 8)).save(file, "PNG", exif=exif)
+        with pytest.raises(ValueError, match="cannot be read"):
+            read_picture(base64.b64encode(file.getvalue()).decode(), width=32, height=32)
 
 
 def test_config_is_checked() -> None:

@@ -123,6 +123,14 @@ def test_where_the_answer_is_of_no_use_the_template_writes_with_a_notice(
     assert draft.notice
 
 
+def test_an_endpoint_that_has_no_address_is_refused_at_once_or_the_template_writes() -> None:
+    for url in ("ftp://127.0.0.1", "http://", "http://localhost:80a/v1", "http://[/v1"):
+        with pytest.raises(ValueError, match="one like http"):
+            OpenAIConfig(base_url=url, model="m")
+    writer = OpenAIWriter(COMPOSER, OpenAIConfig(base_url="http://999.0.0.1/v1", model="m", timeout_s=5.0))
+    assert "InvalidURL" in writer.write(FOX, "make him look sad", opens=False).notice
+
+
 def test_where_the_answer_takes_too_long_the_template_writes_in_time(endpoint: type[_Endpoint]) -> None:
     endpoint.delay_s = 2.0
     writer = _writer(endpoint, timeout_s=0.3)

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { INITIAL, newestOpen, reduce, situation } from "../../src/shotstream/server/static/state.js";
+import { INITIAL, isReady, isRunning, newestOpen, reduce, situation } from "../../src/shotstream/server/static/state.js";
 
 const PRESET = { name: "fake", width: 320, height: 192, fps: 16, mime: "", first_chunk_frames: 9, chunk_frames: 12, chunks_per_shot: 7, memory_frames: 6, suggestions: [] };
 const STATUS = { state: "live", detail: "", late_ms: 0, queue_position: null, clock_frame: 0, clock_running: true };
@@ -82,6 +82,18 @@ test("an instruction that never reached the server is reported as lost", () => {
   assert.deepEqual(state.instructions, []);
 });
 
+test("nor does one stay that what was missed says nothing of; what is typed meanwhile does", () => {
+  const back = [message(hello()), sent(0), sent(0, "b"), message(accepted(1, "c")), message(hello({ seq: 4, replayed: 3 })), sent(5, "d")];
+  const paused = message({ kind: "status", seq: 2, ...STATUS, state: "paused" });
+  const superseded = message(ended(3, { id: "b", shot: null, chunk: null, outcome: "superseded" }));
+  const before = run(...back, paused, superseded);
+  assert.deepEqual(before.instructions.map(({ id }) => id), ["a", "c", "d"]);
+  const after = reduce(before, message(ended(4, { id: "c" })));
+  assert.deepEqual(after.instructions.map(({ id }) => id), ["d"]);
+  assert.deepEqual(after.receipts.map(({ id, outcome }) => [id, outcome]), [["b", "superseded"], ["a", "failed"]]);
+  assert.match(after.receipts[1].reason, /send it again/);
+});
+
 test("a start that waits in the queue stays pending through a reconnect and a reload, and can be taken back", () => {
   const queued = { status: { ...STATUS, state: "queued", queue_position: 1 } };
   const listed = { ...queued, pending: [{ id: "a", command: "start", text: "a fox", at: null }] };
@@ -134,11 +146,19 @@ test("every state of the story has its words, and bad ones say what to do", () =
   assert.equal(of({ state: "holding" }).badge, "Waiting for direction");
   assert.deepEqual([of({ state: "paused" }).help, of({ state: "paused", detail: "nobody is watching" }).help], ["", "Nobody is watching."]);
   assert.match(of({ state: "queued", queue_position: 3 }).title, /Number 3/);
-  assert.match(of({ state: "error", detail: "out of memory" }).help, /out of memory.*begin again/);
+  assert.match(of({ state: "error", detail: "out of memory" }).help, /^Out of memory\. Begin again/);
   for (const state of ["idle", "loading", "warming"]) assert.ok(of({ state }).title);
   assert.equal(situation(INITIAL).badge, "Connecting");
   assert.equal(situation({ ...run(open, message(hello())), connection: { phase: "waiting" } }).badge, "Reconnecting");
   assert.equal(situation(reduce(INITIAL, { type: "unsupported", reason: "no H.264" })).help, "no H.264");
+});
+
+test("where the engine stopped there is no story to direct, and another one can begin", () => {
+  const of = (state) => run(open, message(hello({}, { status: { ...STATUS, state } })));
+  const told = (asks) => ["live", "holding", "paused", "late", "idle", "error", "loading", "warming", "queued"].filter((state) => asks(of(state)));
+  assert.deepEqual(told(isRunning), ["live", "holding", "paused", "late"]);
+  assert.deepEqual(told(isReady), ["live", "holding", "paused", "late", "idle", "error"]);
+  assert.doesNotMatch(situation(of("error")).help, /[Ss]top/);
 });
 
 test("a frozen picture is not called live, and what has words of its own keeps them", () => {

@@ -26,7 +26,8 @@ from tests.server.conftest import (  # type: ignore[import-not-found]
 
 from shotstream.engine.fake import FakeConfig, FakeEngine
 from shotstream.engine.stream import Engine
-from shotstream.engine.writer import OpenAIConfig
+from shotstream.engine.writer import OpenAIConfig, TemplateWriter
+from shotstream.server import app as app_module
 from shotstream.server import protocol as p
 from shotstream.server import session as session_module
 from shotstream.server.app import ServeConfig, create_app
@@ -287,6 +288,13 @@ def test_health_and_metrics(house: House) -> None:
     assert 'shotstream_commands_total{command="start",outcome="applied"}' in metrics
 
 
+def test_metrics_have_all_their_digits(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "_STARTED", 1_785_421_234.5)
+    metrics = house.client.get("/metrics").text
+    assert "\nshotstream_start_time_seconds 1785421234.5\n" in metrics
+    assert f"\nshotstream_slots {SLOTS}\n" in metrics
+
+
 def test_an_exposed_server_wants_its_token_and_never_in_the_address(guarded_house: House) -> None:
     house = guarded_house
     for token, address in (("", SOCKET), ("wrong", SOCKET), ("", f"{SOCKET}?token={TOKEN}")):
@@ -365,6 +373,19 @@ def test_a_language_model_that_does_not_answer_costs_a_notice_and_no_time() -> N
         assert steered.outcome == "applied"
         assert steered.caption == "a fox. make him wave", "the template wrote it"
         assert "without the language model" in steered.reason
+
+
+def test_a_writer_that_fails_costs_one_instruction_and_not_those_after_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with house.enter() as session:
+        person = Person(session)
+        person.join(story="writing")
+        with monkeypatch.context() as broken:
+            broken.setattr(TemplateWriter, "write", lambda *_, **__: {}["words"])
+            failed = person.ended(person.give(p.Start, text="a fox"))
+        assert (failed.outcome, failed.reason) == ("failed", "the writer failed: KeyError: 'words'")
+        assert person.ended(person.give(p.Start, text="a fox", num_chunks=1)).outcome == "applied"
 
 
 @pytest.mark.parametrize("error", [ValueError("no weights: give --weights"), AttributeError("no weights")])

@@ -149,6 +149,23 @@ def test_films_are_exported_with_any_cut_list(server: str, api: httpx.Client) ->
     assert (take.status_code, len(take.content)) == (206, 10)
 
 
+def test_the_film_of_a_take_has_all_of_it_though_the_story_shows_only_its_beginning(
+    server: str, api: httpx.Client
+) -> None:
+    person = Person(server, "whole")
+    person.applied(person.give(p.Start, text="a fox", num_chunks=3))
+    person.hold()
+    person.applied(person.give(p.Branch, node=1, chunk=1, text="the city", num_chunks=1))
+    person.leave()
+    assert _num_frames(api.get("/api/stories/whole/takes/1/film.mp4").content) == 33
+    assert _num_frames(api.get("/api/stories/whole/export.mp4").content) == 18
+
+
+def _num_frames(film: bytes) -> int:
+    with av.open(io.BytesIO(film)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
 def test_what_is_not_there_or_makes_no_sense_is_said_clearly(server: str, api: httpx.Client) -> None:
     person = Person(server, "empty")
     _film(server, "some", "a fox").leave()

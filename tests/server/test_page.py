@@ -15,6 +15,7 @@ import pytest
 from shotstream.engine.barcode import Barcode, caption_hash, draw_barcode, read_barcode
 from shotstream.engine.fake import FakeConfig, FakeEngine
 from shotstream.server.media import ChunkEncoder
+from shotstream.server.security import MAX_STORY
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = shutil.which("node")
@@ -31,7 +32,7 @@ def test_the_page_keeps_its_promises() -> None:
     tests = sorted(str(path) for path in (ROOT / "tests" / "page").glob("*.test.js"))
     run = subprocess.run(
         [str(NODE), "--test", *tests],
-        env=os.environ | {"BARCODE": json.dumps(picture[:, :, 0].tolist())},
+        env=os.environ | {"BARCODE": json.dumps(picture[:, :, 0].tolist()), "MAX_STORY": str(MAX_STORY)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from starlette.websockets import WebSocketDisconnect
 from tests.server.conftest import House  # type: ignore[import-not-found]
@@ -52,6 +54,16 @@ def test_only_our_own_page_and_allowed_ones_may_connect() -> None:
         assert not security.origin_is_allowed(origin, "localhost:8000")
 
 
+def test_names_and_origins_are_the_same_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Studio-Mac")
+    security = Security(SecurityConfig(host="Film.example", token="x" * 16, allowed_hosts=("Demo.example",)))
+    assert all(security.host_is_allowed(host) for host in ("studio-mac:8000", "FILM.example", "demo.example"))
+    friendly = Security(SecurityConfig(allowed_origins=("https://Friend.example/", "friend.example")))
+    assert friendly.origin_is_allowed("https://friend.example", "localhost:8000")
+    for origin in ("http://friend.example", "null", "http://[", "://"):
+        assert not friendly.origin_is_allowed(origin, "localhost:8000"), origin
+
+
 def test_tokens_open_what_they_should() -> None:
     security = Security(SecurityConfig(host="0.0.0.0", token="0123456789abcdef"))
     id, link = security.new_link()
@@ -81,6 +93,8 @@ def test_requests_are_checked_and_answers_carry_the_headers(house: House) -> Non
     assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 400
     assert client.post("/api/logout", headers={"origin": "http://evil.example"}).status_code == 403
     assert client.post("/api/login", content=b"x" * 20_000).status_code == 413
+    for length in ("0" * 12 + "20000", "1" + "0" * 12, "-1", "²", ""):
+        assert client.post("/api/login", headers={"content-length": length.encode()}).status_code == 413, length
     assert client.post("/api/login", content=b"{").status_code == 422
     with pytest.raises(WebSocketDisconnect) as refused, house.enter(origin="http://evil.example"):
         pass

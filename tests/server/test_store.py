@@ -29,7 +29,7 @@ from shotstream.story import Steer
 class Set:
     """One story of a store with a worker on it; its media are the frames themselves."""
 
-    def __init__(self, engine: Engine, folder: Path, *, fps: int = 160, **config: Any) -> None:
+    def __init__(self, engine: Engine, folder: Path, *, fps: int = 160, margin_s: float = 0.08, **config: Any) -> None:
         self.engine = engine
         self.store = Store(StoreConfig(folder=folder, **config), engine.preset)
         self.archive = self.store.story("main")
@@ -39,7 +39,9 @@ class Set:
             engine,
             TemplateWriter(Composer(check=engine.check_caption)),
             lambda frames: frames.tobytes(),
-            config=DirectorConfig(fps=fps, expected_chunk_s=0.02, expected_open_s=0.02, first_frames=9),
+            config=DirectorConfig(
+                fps=fps, margin_s=margin_s, expected_chunk_s=0.02, expected_open_s=0.02, first_frames=9
+            ),
             wake=self.woken.set,
             archive=self.archive,
         )
@@ -338,6 +340,56 @@ def test_undoing_a_cut_goes_on_with_the_shot_before(film: Open) -> None:
     assert again.snapshot.shots[0].made_chunks == 5
 
 
+def _cut_before_the_first_picture(film: Open) -> Set:
+    """Take 2 was announced but not on air yet when take 3 was cut to."""
+    one = film(fps=16, margin_s=0.6)
+    one.give(m.Start, "a", text="a fox", seed=5, num_chunks=2)
+    one.give(m.Cut, "b", text="the city", at=m.At(shot=0, chunk=2))
+    opened = one.wait(lambda e: isinstance(e, m.ShotOpened) and e.shot == 1)
+    assert isinstance(opened, m.ShotOpened)
+    assert one.snapshot.status.clock_frame < opened.start - 1
+    one.give(m.Cut, "c", text="a boat", num_chunks=2)
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 3 and e.chunk == 1)
+    one.holds()
+    return one
+
+
+def test_a_cut_before_the_first_picture_of_an_announced_shot_makes_the_shot_that_is_announced(
+    film: Open, tiny_engine: Engine
+) -> None:
+    one = _cut_before_the_first_picture(film)
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox", num_chunks=2)
+    list(stream)
+    stream.cut("the city", num_chunks=1)
+    list(stream)
+    stream.cut("a boat", num_chunks=2, aired_frames=1)
+    made = [(event.shot, media) for event, media in one.chunks if event.node == 3]
+    assert made == [(2, chunk.frames.tobytes()) for chunk in stream]
+    one.give(m.Undo, "u")
+    assert (one.ended("u").outcome, one.snapshot.head) == ("applied", 2)
+    again = film()
+    again.give(m.Cut, "d", text="a bear", num_chunks=1)
+    again.give(m.Resume, "r")
+    assert again.ended("d").outcome == "applied"
+
+
+def test_a_story_of_which_a_shot_was_never_seen_is_read_and_gone_on_with(film: Open) -> None:
+    one = _cut_before_the_first_picture(film)
+    database = one.store.database
+    with database.transaction():  # as stories were kept in which a cut came before an announced shot
+        database.run("UPDATE take SET parent_frames = 0 WHERE node = 3")
+        database.run("DELETE FROM remembered WHERE node = 3 AND kind = 'kept'")
+    one.give(m.Undo, "u")
+    assert (one.ended("u").outcome, "take 2" in one.ended("u").reason) == ("failed", True)
+    again = film()
+    again.give(m.Resume, "r")
+    again.give(m.Extend, "e", num_chunks=1)
+    again.wait(lambda e: isinstance(e, m.ChunkReady) and e.node == 3 and e.chunk == 2)
+    again.give(m.Cut, "d", text="a bear", num_chunks=1)
+    assert again.ended("d").outcome == "applied"
+
+
 def test_what_ran_is_void_when_the_story_goes_back_in_the_middle_of_it(film: Open) -> None:
     one = film(fps=64)
     one.give(m.Start, "a", text="a fox", num_chunks=40)
@@ -530,6 +582,15 @@ def test_what_is_pending_when_a_story_is_copied_stays_so_and_is_ended_in_the_cop
     ends = {name: {c.id: c.outcome for c in one.store.story(name).commands()} for name in ("main", "copy")}
     assert (ends["main"]["p"], ends["copy"]["p"]) == (None, "failed")
     assert all(ends["copy"].values())
+
+
+def test_a_copy_has_the_commands_in_the_order_in_which_they_were_given(film: Open) -> None:
+    one = film()
+    for id in ("z", "a", "m", "b"):
+        one.give(m.Start if id == "z" else m.Extend, id, **({"text": "a fox"} if id == "z" else {"num_chunks": 1}))
+    one.ended("b")
+    one.store.duplicate("main", "copy")
+    assert [command.id for command in one.store.story("copy").commands()] == ["z", "a", "m", "b"]
 
 
 def test_a_story_that_is_live_goes_on_while_it_is_copied_and_the_copy_has_it_all(

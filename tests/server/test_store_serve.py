@@ -48,6 +48,7 @@ def test_a_story_opens_paused_after_a_restart_and_every_missed_event_comes_once(
         assert [card.text for card in hello.snapshot.shots] == ["a fox"]
         assert [(take.node, take.live) for take in hello.snapshot.takes] == [(1, True)]
         assert not hello.snapshot.pending
+        assert "\nshotstream_live_stories 0\n" in house.client.get("/metrics").text, "it takes no slot"
         for _ in range(hello.replayed):
             person.receive()
         assert [seq for _, seq in person.events[1:]] == list(range(seen + 1, hello.seq + 1))

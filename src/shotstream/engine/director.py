@@ -12,8 +12,7 @@ its shot, or paused.
 
 A cut asks for the running chunk to be abandoned (`unwanted`). Frames that were sent keep playing until the new shot's
 first frame is ready; it takes the next frame of the clock, and what was sent for later is void: a new epoch. A chunk
-that finished all the same is aired as usual. A shot of which nothing was aired never was; the
-next one takes its number.
+that finished all the same is aired as usual. A shot that was never announced never was; the next one takes its number.
 
 Going back (`branch`, `retake`, `undo`) is a cut to another place of the story's tree: whoever keeps the story says what
 was there (`Located`), the stream is made anew from it (another `story` number), and the clock goes on.

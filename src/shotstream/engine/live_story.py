@@ -134,7 +134,10 @@ class LiveStory:
         )
 
     def aired_frames(self, now: float, *, everything: bool = False) -> int | None:
-        """How many frames of the stream's running shot were on air until now, or will be; None: there is no shot."""
+        """How many frames of the stream's running shot were on air until now, or will be; None: there is no shot.
+
+        One that was announced counts at least one: it is a shot of the story, even where its first frame is still due.
+        """
         shot = self._shot
         if shot is None:
             return None
@@ -142,7 +145,7 @@ class LiveStory:
             return 0
         if everything:
             return shot.num_frames
-        return max(0, min(shot.num_frames, math.floor(self._clock.at(now)) + 1 - shot.start))
+        return max(1, min(shot.num_frames, math.floor(self._clock.at(now)) + 1 - shot.start))
 
     def _next_index(self) -> int:
         if self._shot is None:

@@ -286,7 +286,8 @@ class ShotMemory:
         return [
             self._nearest(shot, index)
             for shot, count in enumerate(allocate_context(self.num_shots, room))
-            for index in evenly_spaced(0, max(self._shots[shot], default=0), count)
+            if self._shots[shot]  # of a shot that was kept without a frame nothing can be remembered
+            for index in evenly_spaced(0, max(self._shots[shot]), count)
         ]
 
     def _best_matching(self, caption: str, room: int, similarity: Similarity) -> list[MemoryFrame]:

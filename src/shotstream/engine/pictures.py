@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import struct
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shotstream.engine.messages import MAX_PICTURE
 
@@ -29,10 +30,11 @@ def thumbnail(picture_HWC: NDArray[np.uint8]) -> str:
 
 
 def read_picture(data: str, *, width: int, height: int) -> NDArray[np.uint8]:
-    """A PNG, JPEG or WebP file in base64 -> uint8 [height, width, 3], scaled and cropped around its middle.
+    """A PNG, JPEG or WebP file in base64 -> uint8 [height, width, 3], upright, cropped around its middle and scaled.
 
-    Only pixels survive: metadata, animation and transparency are dropped. Raises ValueError for anything else, and for
-    what is too large: more than MAX_PICTURE characters or MAX_PIXELS, which are counted before they are unpacked.
+    Only pixels survive: EXIF says which side is up and is dropped like all other metadata, animation and transparency.
+    Raises ValueError for anything else, and for what is too large: more than MAX_PICTURE characters, or MAX_PIXELS in
+    the file, which are counted before they are unpacked. Nothing larger is made of them, whatever the picture's shape.
     """
     if len(data) > MAX_PICTURE:
         raise ValueError(f"the picture has {len(data)} characters of base64, at most {MAX_PICTURE}: make it smaller")
@@ -44,15 +46,8 @@ def read_picture(data: str, *, width: int, height: int) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"the picture has {image.width}x{image.height} pixels: make it smaller")
-            pixels = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            pixels = ImageOps.exif_transpose(image).convert("RGB")
+    # SyntaxError and struct.error: a broken PNG, and EXIF that is none.
+    except (UnidentifiedImageError, OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError("the picture cannot be read: give a PNG, JPEG or WebP file") from error
-    return np.asarray(_cover(pixels, width, height))
-
-
-def _cover(image: Image.Image, width: int, height: int) -> Image.Image:
-    scale = max(width / image.width, height / image.height)
-    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    resized = image.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return resized.crop((left, top, left + width, top + height))
+    return np.asarray(ImageOps.fit(pixels, (width, height), Image.Resampling.LANCZOS))

@@ -15,8 +15,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -247,13 +248,19 @@ class Worker:
             with self._changed:
                 self._put(self._director.done(result, time.monotonic()))
             if isinstance(result, (Made, Edited)):
-                self._announce_memory(work)
+                try:
+                    self._announce_memory(work)
+                except Exception:
+                    # It is only to be looked at: the story goes on, and a cut says in words what goes wrong in it.
+                    log.exception("what a cut would remember cannot be told")
 
     def _next_work(self) -> Work | None:
         """Wait until there is something to make; None means that the worker was closed."""
         with self._changed:
             while not self._closed:
                 now = time.monotonic()
+                if not self._director.busy:
+                    self._stream = None  # its story is over
                 held_up = self._unsaved or self._waiting_chunks >= MAX_WAITING_CHUNKS
                 work = Wait() if held_up else self._director.next_work(now)
                 self._put(self._director.poll(now))  # before the work begins, which may take long
@@ -301,10 +308,11 @@ class Worker:
         self._stream.cut(fitted.caption, num_chunks=MAX_CHUNKS, steers=steers, take=work.take, aired_frames=aired)
         packing: list[Future[tuple[OpeningData, tuple[RememberedFrame, ...]]]] = []
         self._stream.opening = lambda context: packing.append(self._side.submit(self._pack, work, context))
-        chunk = next(self._stream)
-        self._in_force, self._left_out = (work.caption, work.steers), fitted.left_out
-        self._openings[work.shot], remembered = packing[0].result()
-        self._keep_at_hand(work.shot, 0, chunk, work)
+        with self._moving_on():
+            chunk = next(self._stream)
+            self._in_force, self._left_out = (work.caption, work.steers), fitted.left_out
+            self._openings[work.shot], remembered = packing[0].result()
+            self._keep_at_hand(work.shot, 0, chunk, work)
         return Made(
             num_frames=len(chunk.frames),
             caption=chunk.caption,
@@ -326,7 +334,10 @@ class Worker:
             plan=work.plan,
         )
         if self._archive is not None:
-            self._archive.prepare(opening)
+            try:
+                self._archive.prepare(opening)
+            except ArchiveError as error:
+                log.warning("the pictures of shot %d have to be packed when they are kept: %s", work.shot, error)
         return opening, _remembered(context)
 
     def _next(self, work: NextChunk) -> Made:
@@ -337,9 +348,19 @@ class Worker:
             fitted = self._writer.fit(self._scene(work))
             self._stream.rewrite(fitted.caption, fitted.steers)
             self._in_force, self._left_out = (work.caption, work.steers), fitted.left_out
-        chunk = next(self._stream)
-        self._keep_at_hand(work.shot, work.chunk, chunk, work)
+        with self._moving_on():
+            chunk = next(self._stream)
+            self._keep_at_hand(work.shot, work.chunk, chunk, work)
         return Made(num_frames=len(chunk.frames), caption=chunk.caption, left_out=self._left_out)
+
+    @contextmanager
+    def _moving_on(self) -> Iterator[None]:
+        """Work that is refused in here moved the stream, and nothing else: what is kept gives another stream."""
+        try:
+            yield
+        except (ValueError, ArchiveError):
+            self._stream = None
+            raise
 
     def _begin(self, work: OpenShot) -> None:
         """A stream in which this shot can be opened."""
@@ -396,10 +417,11 @@ class Worker:
             del self._openings[gone]
 
     def _edit(self, work: EditMemory) -> None:
-        if (self._stream is None or work.story != self._story) and work.node is not None:
+        if self._stream is None or work.story != self._story:
+            if work.node is None:
+                raise ValueError("nothing is remembered yet: wait for the first shot")
             self._take_up(work.story, work.node, work.chunk)
-        if self._stream is None:
-            raise ValueError("nothing is remembered yet: wait for the first shot")
+        assert self._stream is not None
         command, memory = work.command, self._stream.memory
         if command.action == "add":
             preset = self._engine.preset
@@ -421,10 +443,11 @@ class Worker:
             return
         with self._changed:
             aired = self._director.aired_frames(time.monotonic())
-        frames = _remembered(self._stream.preview_memory(aired_frames=aired))
-        self.submit(Remembered(frames=frames))
-        if isinstance(work, NextChunk):  # not right after the first chunk, which leaves the least time for the next
-            self._stream.encode_ahead()
+        with self._turn:
+            frames = self._stream.preview_memory(aired_frames=aired)
+            if isinstance(work, NextChunk):  # not right after the first chunk, which leaves the least time for the next
+                self._stream.encode_ahead()
+        self.submit(Remembered(frames=_remembered(frames)))
 
     # --------------------------------------------------------------------------------------------- with the lock held
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+from urllib.parse import urlsplit
 
 from shotstream.engine.direction import Scene
 from shotstream.story import CaptionStyle, compose_caption
@@ -147,8 +148,16 @@ class OpenAIConfig:
     timeout_s: float = 0.4
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"the writer's base url must start with http:// or https://, got {self.base_url!r}")
+        try:
+            url = urlsplit(self.base_url)
+            is_usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:
+            is_usable = False
+        if not is_usable:
+            raise ValueError(
+                f"the writer's base url must be one like http://127.0.0.1:11434/v1, got {self.base_url!r}: correct "
+                "--writer-url"
+            )
 
 
 _SYSTEM = (
@@ -205,7 +214,7 @@ class OpenAIWriter:
         url = f"{self.config.base_url.rstrip('/')}/chat/completions"
         try:
             response = httpx.post(url, json=body, headers=headers, timeout=self.config.timeout_s)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise OSError(f"the endpoint cannot be reached ({type(error).__name__})") from error
         if response.status_code != 200 or len(response.content) > _MAX_ANSWER:
             raise OSError(f"the endpoint answered {response.status_code}")

@@ -511,12 +511,12 @@ def _metrics(door: Door) -> str:
     studio = door.studio
     assert studio is not None
     shows, counters = list(studio.shows.values()), studio.counters
-    live = [show.worker for show in shows if show.worker is not None and show.worker.busy]
+    live = [show.worker for show in shows if show.worker is not None and show.is_live]
     lines: list[str] = []
 
     def metric(name: str, kind: Literal["gauge", "counter"], help: str, *samples: tuple[str, float]) -> None:
         lines.extend((f"# HELP shotstream_{name} {help}", f"# TYPE shotstream_{name} {kind}"))
-        lines.extend(f"shotstream_{name}{labels} {value:g}" for labels, value in samples)
+        lines.extend(f"shotstream_{name}{labels} {value:.15g}" for labels, value in samples)
 
     metric("start_time_seconds", "gauge", "When the process started.", ("", _STARTED))
     metric("ready", "gauge", "Whether stories can begin.", ("", studio.status.state == "idle"))

@@ -88,14 +88,15 @@ class Clip:
             left -= chunk.num_frames
 
 
-def cut_list(archive: StoryArchive, nodes: Sequence[int] | None = None) -> tuple[Clip, ...]:
+def cut_list(archive: StoryArchive, nodes: Sequence[int] | None = None, *, whole: bool = False) -> tuple[Clip, ...]:
     """The pieces of a film.
 
     Args: nodes are takes in the order in which they are shown, each as often as it is named; one of the live path is as
-        long as it was on air there, others are shown whole. None: the live path, from the story's beginning.
+        long as it was on air there, others are shown whole. None: the live path, from the story's beginning. whole: of
+        the nodes, those of the live path are shown whole, too.
     Raises: NothingMade if nothing is shown; ValueError for a take that there is none of, or too many.
     """
-    live = {shot.take.take.node: shot for shot in archive.path(archive.info().head)}
+    live = {} if whole else {shot.take.take.node: shot for shot in archive.path(archive.info().head)}
     if nodes is not None and len(nodes) > MAX_CLIPS:
         raise ValueError(f"a film has at most {MAX_CLIPS} clips, got {len(nodes)}: export it in parts")
     clips = []

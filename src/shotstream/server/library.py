@@ -283,14 +283,19 @@ class Library:
         if ended.outcome == "failed":
             raise HTTPException(409, ended.reason)
 
-    async def write(self, name: str, format: Format, nodes: list[int] | None, file_name: str) -> FileResponse:
-        """An export as a file that is removed once it was sent. Raises HTTPException 404, 409, 422 or 429."""
+    async def write(
+        self, name: str, format: Format, nodes: list[int] | None, file_name: str, *, whole: bool = False
+    ) -> FileResponse:
+        """An export as a file that is removed once it was sent; see `cut_list`.
+
+        Raises: HTTPException 404, 409, 422 or 429.
+        """
         archive = await self.archive(name)
         folder = TemporaryDirectory(prefix="shotstream-")
         path = FilePath(folder.name) / f"film.{format}"
         try:
             async with self._turn():
-                clips = await asyncio.to_thread(cut_list, archive, nodes)
+                clips = await asyncio.to_thread(cut_list, archive, nodes, whole=whole)
                 await asyncio.to_thread(export, archive, clips, format, path)
         except NothingMade:
             raise
@@ -445,7 +450,7 @@ def _add_takes(router: APIRouter, library: Library, gate: Gate) -> None:
     async def get_take_film(name: StoryName, node: Node) -> FileResponse:
         """All of a take, for watching it beside another."""
         await library.take(await library.archive(name), node)
-        return await library.write(name, "mp4", [node], f"{name}-take-{node}.mp4")
+        return await library.write(name, "mp4", [node], f"{name}-take-{node}.mp4", whole=True)
 
 
 def _add_chunks(router: APIRouter, library: Library, gate: Gate) -> None:

@@ -124,6 +124,8 @@ class Lineage:
         stored = self._archive.take(node)
         made = stored.take.made_chunks
         count = made if num_chunks is None else num_chunks
+        if count < 1:
+            raise ValueError(f"nothing of take {node} was on air: branch at a take that was")
         last = self._archive.chunks(node, count)[-1]
         return GoOn(
             seed=stored.seed,

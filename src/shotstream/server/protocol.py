@@ -208,7 +208,7 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metrics:
-    """Every two seconds while the story is live."""
+    """Every two seconds from a story's start to its end, also while it is paused, holds, or waits to be resumed."""
 
     kind: ClassVar[str] = "metrics"
     frames_per_second: float
@@ -217,7 +217,7 @@ class Metrics:
     chunk_ms_p95: float
     encode_ms_p50: float
     late_chunks: int
-    """Since the story began."""
+    """Since the server opened the story."""
     viewers: int
     instruction_ms: float | None = None
     """From acceptance until the first chunk that shows it was ready, newest instruction."""

@@ -20,6 +20,7 @@ from shotstream.engine import messages
 from shotstream.server import protocol
 from shotstream.server.protocol import (
     MAX_MESSAGE,
+    MAX_SOCKET_BYTES,
     MEDIA_HEADER_BYTES,
     PROTOCOL_VERSION,
     SOCKET_PATH,
@@ -121,7 +122,9 @@ def reference_page() -> str:
     parts = _all_classes([*commands, *events, *connection, *answers])
     parts = [c for c in parts if not hasattr(c, "kind")]
     sections = [
-        _INTRODUCTION.format(version=PROTOCOL_VERSION, path=SOCKET_PATH, limit=MAX_MESSAGE // 1024),
+        _INTRODUCTION.format(
+            version=PROTOCOL_VERSION, path=SOCKET_PATH, limit=MAX_MESSAGE // 1024, most=MAX_SOCKET_BYTES
+        ),
         "## The connection\n",
         *map(_section, [*connection, *answers]),
         "## Commands\n\nEach has an `id` of the sender's choice, used once per story (a UUID, say).\n",
@@ -146,7 +149,7 @@ One WebSocket per viewer, at `{path}`. Text messages are JSON objects with a `ki
 The first message is `join`; `hello` answers with a snapshot of everything, then the init segment, a slate chunk and
 the newest chunks follow. A command is `accepted` or answered with `error`; an accepted one `ended` exactly once.
 Reading is strict: an unknown kind or field, a wrong type or a message over {limit} KiB (`memory` may bring a picture)
-is answered with `error`, and the connection stays open.
+is answered with `error`, and the connection stays open. A message over {most} bytes ends the connection.
 
 After a lost connection, `join` with `resume_from` and the last `seq` seen: `hello` says how many missed events are
 `replayed` after it. Media is not replayed; it goes on at the live edge.

@@ -145,7 +145,9 @@ class Security:
     def __init__(self, config: SecurityConfig) -> None:
         self.config = config
         self._links: dict[str, str] = {}
-        self._names = {config.host, *config.allowed_hosts, socket.gethostname(), *_LOOPBACK_NAMES}
+        names = (config.host, *config.allowed_hosts, socket.gethostname(), *_LOOPBACK_NAMES)
+        self._names = {name.lower() for name in names}
+        self._origins = {_normalised(origin) for origin in config.allowed_origins}
         self.logins = Buckets(rate=0.2, burst=10)
         self.requests = Buckets(rate=config.requests_per_s, burst=8 * config.requests_per_s)
 
@@ -191,10 +193,17 @@ class Security:
 
     def origin_is_allowed(self, origin: str | None, host: str) -> bool:
         """Our own page, one that was allowed, or no page at all."""
-        if origin is None or origin in self.config.allowed_origins:
-            return True
+        ours = {f"http://{host.lower()}", f"https://{host.lower()}"}
+        return origin is None or _normalised(origin) in ours | self._origins
+
+
+def _normalised(origin: str) -> str:
+    """As browsers write it: in lower case, with nothing behind the host. What is no origin stays as it is."""
+    try:
         parts = urlsplit(origin)
-        return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+    except ValueError:
+        return origin
+    return f"{parts.scheme}://{parts.netloc.lower()}" if parts.scheme and parts.netloc else origin
 
 
 def _hostname(host: str) -> str:
@@ -245,11 +254,12 @@ class Guard:
 def _too_large(scope: Scope, headers: Headers) -> tuple[int, str] | None:
     if scope["type"] != "http":
         return None
-    length = headers.get("content-length")
+    length = headers.get("content-length", "0")
     if "transfer-encoding" in headers:
         return 411, "give the length of the body"
     limit = _limit(scope["path"])
-    if length is not None and (not length.isascii() or not length.isdecimal() or int(length[:12]) > limit):
+    digits = length.lstrip("0")
+    if not (length.isascii() and length.isdecimal()) or len(digits) > 12 or int(digits or 0) > limit:
         return 413, f"a body has at most {limit} bytes"
     return None
 

@@ -249,6 +249,12 @@ class Show:
             except ValueError as error:
                 worker.submit(NotWritten(id=command.id, reason=str(error)))
                 continue
+            except Exception as error:
+                # The last frame of this task: without it nothing that is asked for later would be written either.
+                log.exception("the writer failed")
+                reason = f"the writer failed: {type(error).__name__}: {error}"[:300]
+                worker.submit(NotWritten(id=command.id, reason=reason))
+                continue
             worker.submit(Written(id=command.id, caption=draft.caption, replaces=draft.replaces, notice=draft.notice))
 
     # ----------------------------------------------------------------------------------------------------------- events

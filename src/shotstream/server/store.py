@@ -202,7 +202,11 @@ class Store:
         for table in ("take", "chunk", "picture", "remembered", "edit", "command", "event"):
             names = [r["name"] for r in self.database.rows(f"PRAGMA table_info({table})")]
             rest = ", ".join(one for one in names if one not in ("story", "number"))
-            run(f"INSERT INTO {table} (story, {rest}) SELECT ?, {rest} FROM {table} WHERE story = ?", row["id"], number)
+            order = " ORDER BY number" if "number" in names else ""  # numbers are given anew
+            run(
+                f"INSERT INTO {table} (story, {rest}) SELECT ?, {rest} FROM {table} WHERE story = ?{order}",
+                *(row["id"], number),
+            )
         return int(row["id"])
 
     def _exists(self, name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any
 
 import pytest
@@ -62,6 +63,17 @@ def test_a_browser_without_h264_is_told_so_and_what_to_do(browser: Any, server: 
     assert "Use a current Chrome, Edge, Firefox or Safari" in words
     assert page.locator("#steer").is_disabled()
     context.close()
+
+
+def test_where_the_engine_stopped_the_next_words_begin_another_story(person: Watcher) -> None:
+    person.badge("Ready")
+    status = {"kind": "status", "seq": 1, "state": "error", "detail": "out of memory", "late_ms": 0}
+    script = "(data) => window.sockets.at(-1).dispatchEvent(new MessageEvent('message', { data }))"
+    person.page.evaluate(script, json.dumps(status))
+    person.badge("Error")
+    person.page.locator("#cover-help").filter(has_text="Begin again with a first shot").wait_for()
+    person.direct("a fox walks along the beach")
+    person.badge("Live")
 
 
 def test_a_picture_that_stands_still_for_want_of_chunks_is_not_called_live(person: Watcher) -> None:

@@ -8,7 +8,7 @@ import { announce, tell } from "./note.js";
 import { Panels } from "./panels.js";
 import { takePictures } from "./picture.js";
 import { Player } from "./player.js";
-import { INITIAL, cardOf, isQueued, isRunning as runs, newestOpen, reduce, situation } from "./state.js";
+import { INITIAL, cardOf, isQueued, isReady, isRunning as runs, newestOpen, reduce, situation } from "./state.js";
 import * as views from "./views.js";
 
 /** @typedef {import("./protocol.js").ShotCard} ShotCard */
@@ -476,7 +476,7 @@ function actionWords(mood) {
 function drawControls({ mood }, director) {
   const open = state.connection.phase === "open" && !state.refused && !state.unsupported;
   const running = isRunning();
-  const ready = open && (running || state.status.state === "idle");
+  const ready = open && isReady(state);
   byId("direct").hidden = !director;
   buttons.add.hidden = !director;
   if (prompt.placeholder !== promptHint()) prompt.placeholder = promptHint();

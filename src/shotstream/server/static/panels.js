@@ -24,7 +24,8 @@ import { drawTakes, pressedInTakes } from "./takes.js";
 import { nameOf, newestInstruction } from "./tree.js";
 import { setText } from "./views.js";
 
-const MAX_STORY_FILE = 2 * 1024 * 1024;
+/** As in security.py. */
+export const MAX_STORY_FILE = 8 * 1024 * 1024;
 
 /** @template {HTMLElement} T @param {string} id @returns {T} */
 const byId = (id) => /** @type {T} */ (document.getElementById(id));
@@ -209,7 +210,7 @@ export class Panels {
   async play(file) {
     const { story, takes } = this.page.state();
     if (file.size > MAX_STORY_FILE) {
-      this.library.say("This is no story file: it is larger than 2 MB.");
+      this.library.say("This story file is larger than 8 MB, and the server takes no larger ones.");
       return;
     }
     const title = file.name.replace(/\.\w+$/, "");

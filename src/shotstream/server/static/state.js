@@ -58,6 +58,7 @@
  * @property {number | null} head          the take in which the story goes on
  * @property {Take[]} takes                the whole tree
  * @property {Instruction[]} instructions   not yet seen to take effect
+ * @property {{left: number, unsure: string[]}} missed   how many missed events are still to come, and whose ending they may hold
  * @property {Receipt[]} receipts           newest last
  * @property {RememberedFrame[]} memory
  * @property {import("./protocol.js").Performance | null} performance   the story file that is played, or was last
@@ -112,6 +113,7 @@ export const INITIAL = Object.freeze({
   head: null,
   takes: [],
   instructions: [],
+  missed: { left: 0, unsure: [] },
   receipts: [],
   memory: [],
   performance: null,
@@ -177,7 +179,7 @@ function received(state, message, now) {
     case "gap":
       return state;
     default:
-      return happened(state, message, now);
+      return afterMissed(happened(state, message, now), now);
   }
 }
 
@@ -191,9 +193,7 @@ function welcomed(state, hello, now) {
     own.delete(id);
     return instruction({ ...known, id, command, text, stage: "accepted" });
   });
-  // What is neither pending nor about to be replayed never reached the server, or ended long ago.
-  const open = [...own.values()].filter((one) => hello.replayed > 0 || one.stage === "coming");
-  const lost = [...own.values()].filter((one) => !open.includes(one) && one.mine);
+  const missed = { left: hello.replayed, unsure: [...own.keys()] };
   /** @type {State} */
   const next = {
     ...state,
@@ -210,10 +210,27 @@ function welcomed(state, hello, now) {
     memory: snapshot.memory,
     leftOut: snapshot.left_out ?? [],
     performance: snapshot.performance ?? null,
-    instructions: [...open, ...pending],
+    instructions: [...own.values(), ...pending],
+    missed,
   };
+  return hello.replayed ? next : withoutLost(next, now);
+}
+
+/** Count what is sent again. @param {State} state @param {number} now @returns {State} */
+function afterMissed(state, now) {
+  const { left, unsure } = state.missed;
+  if (!left) return state;
+  const next = { ...state, missed: { left: left - 1, unsure } };
+  return left > 1 ? next : withoutLost(next, now);
+}
+
+/** What is neither pending nor was replayed never reached the server, or ended long ago.
+ * @param {State} state @param {number} now @returns {State} */
+function withoutLost(state, now) {
+  const lost = state.instructions.filter((one) => state.missed.unsure.includes(one.id) && one.stage !== "coming");
+  const next = { ...state, instructions: state.instructions.filter((one) => !lost.includes(one)) };
   const why = "lost with the connection: send it again";
-  return lost.reduce((all, one) => withReceipt(all, receipt(one, "failed", now, why)), next);
+  return lost.filter(({ mine }) => mine).reduce((all, one) => withReceipt(all, receipt(one, "failed", now, why)), next);
 }
 
 /** @param {ShotCard[]} cards @param {ShotCard[]} before */
@@ -401,8 +418,11 @@ function withShot(state, shot, change) {
   return { ...state, shots: state.shots.map((card) => (card.shot === shot ? change(card) : card)) };
 }
 
+/** Whether what is typed is taken: by the story, or as the first shot of one. @param {State} state */
+export const isReady = ({ status }) => !["loading", "warming", "queued"].includes(status.state);
+
 /** Whether there is a story to direct. @param {State} state */
-export const isRunning = ({ status }) => !["idle", "loading", "warming", "queued"].includes(status.state);
+export const isRunning = (state) => isReady(state) && !["idle", "error"].includes(state.status.state);
 
 /** Whether the story waits for a free place. @param {State} state */
 export const isQueued = ({ status }) => status.state === "queued";
@@ -463,7 +483,7 @@ function ofStatus(state, status) {
     case "paused":
       return { mood: "paused", badge: "Paused", title: "", help: sentence(status.detail) };
     case "error":
-      return overlay("bad", "Error", "The engine stopped", `${status.detail || "It gave no reason."} Stop the story and begin again; if that fails, restart the server and look at its log.`);
+      return overlay("bad", "Error", "The engine stopped", `${sentence(status.detail) || "It gave no reason."} Begin again with a first shot; if that fails, restart the server and look at its log.`);
     case "live":
       return state.starved
         ? { mood: "wait", badge: "Waiting for video", title: "", help: "" }

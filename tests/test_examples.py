@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shotstream.models.text import MINILM_PACKAGE, MiniLMEncoder
-from shotstream.models.vocabulary import VOCABULARY_FILE, Vocabulary, find_unknown_words
+from shotstream.models.vocabulary import VOCABULARY_FILE, UnknownWords, Vocabulary
 from shotstream.presets import PACKAGE_WEIGHTS, STORYWORLD
 from shotstream.story import Story, read_reference_csv, read_story
 
@@ -56,7 +56,7 @@ def test_the_story_in_free_words_is_about_what_can_be_drawn(encoder: MiniLMEncod
 def _undrawable(path: Path, encoder: MiniLMEncoder) -> set[str]:
     vocabulary = Vocabulary.read(PACKAGE_WEIGHTS / STORYWORLD.name / VOCABULARY_FILE)
     captions = " ".join(_captions(read_story(path)))
-    return {unknown.word for unknown in find_unknown_words(captions, vocabulary, encoder.embed)}
+    return {unknown.word for unknown in UnknownWords(vocabulary, encoder.embed).of(captions)}
 
 
 def test_the_table_of_stories_fits_the_shipped_model(encoder: MiniLMEncoder) -> None:

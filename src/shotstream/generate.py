@@ -11,12 +11,13 @@ from statistics import median
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from shotstream.engine.loading import load_unknown_words
 from shotstream.engine.retelling import film_shot, retell
 from shotstream.engine.stream import Chunk, Engine, Stream
 from shotstream.engine.video import ShotSampler, VideoWriter, check_writable, write_sheet
-from shotstream.models.text import CachedTextEncoder, MiniLMEncoder, TextEncoder
-from shotstream.models.vocabulary import VOCABULARY_FILE, UnknownWord, Vocabulary, find_unknown_words
-from shotstream.presets import PACKAGE_WEIGHTS, Preset
+from shotstream.models.text import TextEncoder
+from shotstream.models.vocabulary import UnknownWord
+from shotstream.presets import Preset
 from shotstream.story import Story
 
 FIRST_CHUNK_FRAMES = 9
@@ -96,12 +97,9 @@ def check_captions(engine: Engine, story: Story) -> None:
 
 def unknown_words(story: Story, preset: Preset, text: TextEncoder) -> list[UnknownWord]:
     """Return the words of a story that the preset's model cannot draw; none where no vocabulary ships with it."""
-    path = PACKAGE_WEIGHTS / preset.name / VOCABULARY_FILE
-    encoder = text.encoder if isinstance(text, CachedTextEncoder) else text
-    if not path.is_file() or not isinstance(encoder, MiniLMEncoder):
-        return []
+    unknown = load_unknown_words(preset, text)
     captions = [story.caption_at(index, chunk) for index, shot in enumerate(story.shots) for chunk in shot.changes]
-    return find_unknown_words(" ".join(captions), Vocabulary.read(path), encoder.embed)
+    return unknown.of(" ".join(captions)) if unknown else []
 
 
 def num_pixel_frames(num_chunks: int) -> int:

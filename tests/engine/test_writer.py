@@ -11,7 +11,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from shotstream.engine.direction import Scene
-from shotstream.engine.writer import Composer, OpenAIConfig, OpenAIWriter, PassthroughWriter, TemplateWriter
+from shotstream.engine.writer import (
+    Composer,
+    NoticingWriter,
+    OpenAIConfig,
+    OpenAIWriter,
+    PassthroughWriter,
+    TemplateWriter,
+)
 
 LIMIT = 12
 
@@ -24,6 +31,16 @@ def check(caption: str) -> None:
 COMPOSER = Composer(check=check)
 DESCRIBING = Composer(check=check, style="reference")
 FOX = Scene(caption="a fox walks along the beach")
+
+
+def test_what_cannot_be_drawn_is_said_and_written_all_the_same() -> None:
+    writer = NoticingWriter(TemplateWriter(COMPOSER), lambda caption: ["no dragon"] if "dragon" in caption else [])
+    draft = writer.write(FOX, "please cut to a dragon", opens=True)
+    assert "dragon" in draft.caption
+    assert draft.notice == "no dragon"
+    assert writer.write(FOX, "now he waves", opens=False).notice == ""
+    assert writer.name == "template"
+    assert writer.fit(FOX).caption == FOX.caption
 
 
 def test_passthrough_changes_nothing_and_refuses_what_is_too_long() -> None:

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from shotstream.models.text import MINILM_PACKAGE, MiniLMEncoder
-from shotstream.models.vocabulary import Vocabulary, find_unknown_words
+from shotstream.models.vocabulary import UnknownWords, Vocabulary
 
 WORLD = Vocabulary(
     terms={"character": ("fox", "frog", "knight"), "place": ("beach", "city"), "clothing": ("red", "purple")},
@@ -27,34 +27,34 @@ def embed() -> Callable[[Sequence[str]], Tensor]:
 
 
 def test_a_dragon_is_named_and_the_knight_is_not(embed: Callable[[Sequence[str]], Tensor]) -> None:
-    (unknown,) = find_unknown_words("A knight on a dragon", WORLD, embed)
+    (unknown,) = UnknownWords(WORLD, embed).of("A knight on a dragon")
     assert unknown.word == "dragon"
     assert str(unknown) == 'cannot draw "dragon"; the nearest it can is "frog"'
 
 
 def test_other_names_and_forms_of_known_things_pass(embed: Callable[[Sequence[str]], Tensor]) -> None:
-    assert find_unknown_words("Two foxes walking at the ocean, then in the town", WORLD, embed) == []
+    assert UnknownWords(WORLD, embed).of("Two foxes walking at the ocean, then in the town") == []
 
 
 def test_what_only_begins_like_a_function_word_is_named(embed: Callable[[Sequence[str]], Tensor]) -> None:
     things = ["bed", "shed", "bees", "weed", "toes", "herd", "doe"]
     world = replace(WORLD, words=WORLD.words | {"the", "to", "she", "her"})  # captions have these words too
-    assert [unknown.word for unknown in find_unknown_words(" ".join(things), world, embed)] == things
+    assert [unknown.word for unknown in UnknownWords(world, embed).of(" ".join(things))] == things
 
 
 def test_forms_of_function_words_and_of_short_known_words_pass(embed: Callable[[Sequence[str]], Tensor]) -> None:
-    assert find_unknown_words("foxes wanted the others, turning slowly, walked", WORLD, embed) == []
+    assert UnknownWords(WORLD, embed).of("foxes wanted the others, turning slowly, walked") == []
 
 
 def test_another_colour_is_not_near_enough(embed: Callable[[Sequence[str]], Tensor]) -> None:
-    assert [unknown.word for unknown in find_unknown_words("a pink frog", WORLD, embed)] == ["pink"]
+    assert [unknown.word for unknown in UnknownWords(WORLD, embed).of("a pink frog")] == ["pink"]
 
 
 def test_a_prompt_of_known_words_needs_no_encoder() -> None:
     def refuse(_: Sequence[str]) -> Tensor:
         raise AssertionError("nothing should be embedded")
 
-    assert find_unknown_words("the fox walks in the city", WORLD, refuse) == []
+    assert UnknownWords(WORLD, refuse).of("the fox walks in the city") == []
 
 
 def test_the_file_comes_back_and_a_wrong_one_is_named(tmp_path: Path) -> None:

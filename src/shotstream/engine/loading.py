@@ -19,8 +19,15 @@ from shotstream.engine.stream import Engine, TeacherEngine
 from shotstream.models.checkpoint import load_dit
 from shotstream.models.codec import ChunkedCodec, Codec
 from shotstream.models.dit import DiTConfig
-from shotstream.models.text import CachedTextEncoder, load_text_encoder, resolve_minilm
-from shotstream.presets import Preset, find_local_minilm, find_weights, get_preset
+from shotstream.models.text import (
+    CachedTextEncoder,
+    MiniLMEncoder,
+    TextEncoder,
+    load_text_encoder,
+    resolve_minilm,
+)
+from shotstream.models.vocabulary import VOCABULARY_FILE, UnknownWords, Vocabulary
+from shotstream.presets import PACKAGE_WEIGHTS, Preset, find_local_minilm, find_weights, get_preset
 
 
 def load(
@@ -240,6 +247,15 @@ def _check_codec(codec: Codec, preset: Preset, path: Path) -> None:
             f"{path} makes latents of {found[0]} channels at stride {found[1]}, preset {preset.name} needs "
             f"{expected[0]} at {expected[1]}: pass the codec that its model was trained with"
         )
+
+
+def load_unknown_words(preset: Preset, text: TextEncoder | None) -> UnknownWords | None:
+    """What finds the words that a preset's model cannot draw; None where no vocabulary ships with it."""
+    path = PACKAGE_WEIGHTS / preset.name / VOCABULARY_FILE
+    encoder = text.encoder if isinstance(text, CachedTextEncoder) else text
+    if not path.is_file() or not isinstance(encoder, MiniLMEncoder):
+        return None
+    return UnknownWords(Vocabulary.read(path), encoder.embed)
 
 
 def load_text(preset: Preset, weights: str | Path | None, device: torch.device) -> CachedTextEncoder:

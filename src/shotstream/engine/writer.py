@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -134,6 +134,27 @@ class TemplateWriter:
         if not caption:
             raise ValueError("the story's global caption fills the text encoder: shorten it")
         return Fitted(caption=caption, steers=(), left_out=(*left_out, *([rest] if rest else [])))
+
+
+@dataclass(frozen=True)
+class NoticingWriter:
+    """Another writer, and a notice of what the model cannot draw."""
+
+    writer: Writer
+    unknown: Callable[[str], Sequence[object]]
+    """Of a caption: what cannot be drawn, each in words for the person."""
+
+    @property
+    def name(self) -> WriterName:
+        return self.writer.name
+
+    def write(self, scene: Scene, text: str, *, opens: bool) -> Draft:
+        draft = self.writer.write(scene, text, opens=opens)
+        found = [draft.notice] if draft.notice else []
+        return replace(draft, notice="; ".join([*found, *map(str, self.unknown(draft.caption))]))
+
+    def fit(self, scene: Scene) -> Fitted:
+        return self.writer.fit(scene)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,26 +80,29 @@ class UnknownWord:
         return f'cannot draw "{self.word}"; the nearest it can is "{self.nearest}"'
 
 
-def find_unknown_words(
-    prompt: str, vocabulary: Vocabulary, embed: Callable[[Sequence[str]], Tensor]
-) -> list[UnknownWord]:
-    """Return the words of ``prompt`` that are far from everything in the vocabulary, in order, each once.
+class UnknownWords:
+    """Finds the words of prompts that are far from everything in a vocabulary."""
 
-    Args: embed gives one unit vector per text, such as MiniLMEncoder.embed.
-    """
-    candidates = [word for word in dict.fromkeys(words_of(prompt)) if not _is_known(word, vocabulary)]
-    if not candidates:
-        return []
-    terms = [
-        (term, EXACT_ATTRIBUTES.get(name, NEAR_ENOUGH)) for name, group in vocabulary.terms.items() for term in group
-    ]
-    similarities = (embed(candidates) @ embed([term for term, _ in terms]).T).tolist()
-    unknown = []
-    for word, row in zip(candidates, similarities, strict=True):
-        if all(similarity < needed for similarity, (_, needed) in zip(row, terms, strict=True)):
-            best = max(range(len(terms)), key=row.__getitem__)
-            unknown.append(UnknownWord(word, terms[best][0], row[best]))
-    return unknown
+    def __init__(self, vocabulary: Vocabulary, embed: Callable[[Sequence[str]], Tensor]) -> None:
+        """Args: embed gives one unit vector per text, such as MiniLMEncoder.embed. Only called for words that the
+        vocabulary does not have."""
+        self._vocabulary, self._embed = vocabulary, embed
+        self._terms = [(t, EXACT_ATTRIBUTES.get(name, NEAR_ENOUGH)) for name, g in vocabulary.terms.items() for t in g]
+        self._vectors: Tensor | None = None
+
+    def of(self, prompt: str) -> list[UnknownWord]:
+        """Return them in order, each once."""
+        candidates = [word for word in dict.fromkeys(words_of(prompt)) if not _is_known(word, self._vocabulary)]
+        if not candidates:
+            return []
+        if self._vectors is None:
+            self._vectors = self._embed([term for term, _ in self._terms])
+        unknown = []
+        for word, row in zip(candidates, (self._embed(candidates) @ self._vectors.T).tolist(), strict=True):
+            if all(similarity < needed for similarity, (_, needed) in zip(row, self._terms, strict=True)):
+                best = max(range(len(row)), key=row.__getitem__)
+                unknown.append(UnknownWord(word, self._terms[best][0], row[best]))
+        return unknown
 
 
 def words_of(text: str) -> list[str]:

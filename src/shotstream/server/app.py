@@ -25,10 +25,19 @@ from pydantic import BaseModel, Field
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from shotstream.engine.archive import ArchiveError
-from shotstream.engine.loading import reserve_heap
+from shotstream.engine.fake import FAKE
+from shotstream.engine.loading import load_unknown_words, reserve_heap
 from shotstream.engine.stream import Engine
 from shotstream.engine.worker import Encode, warm_up
-from shotstream.engine.writer import Composer, OpenAIConfig, OpenAIWriter, PassthroughWriter, TemplateWriter, Writer
+from shotstream.engine.writer import (
+    Composer,
+    NoticingWriter,
+    OpenAIConfig,
+    OpenAIWriter,
+    PassthroughWriter,
+    TemplateWriter,
+    Writer,
+)
 from shotstream.engine.writer import WriterName as WriterName
 from shotstream.presets import Preset
 from shotstream.server.audience import Viewer
@@ -196,6 +205,12 @@ async def _open(studio: Studio, config: ServeConfig, load_engine: Callable[[], E
 
 
 def _writer(config: ServeConfig, engine: Engine) -> Writer:
+    unknown = load_unknown_words(config.preset, None if config.preset.name == FAKE.name else engine.text)
+    writer = _plain_writer(config, engine)
+    return NoticingWriter(writer, unknown.of) if unknown else writer
+
+
+def _plain_writer(config: ServeConfig, engine: Engine) -> Writer:
     composer = Composer(check=engine.check_caption, style=config.preset.caption_style)
     match config.writer:
         case "passthrough":

@@ -211,6 +211,20 @@ def test_the_whole_suite_runs_on_an_untrained_model(tiny_engine: Engine, tmp_pat
     assert "(2 stories)" in report  # too few for an interval
 
 
+def test_samples_learnt_by_heart_are_looked_for_once_for_the_same_weights(tiny_engine: Engine, tmp_path: Path):
+    path, content = tmp_path / "storyworld.json", results(list(evaluate(tiny_engine, Oracle(), FAST)), SCORES, FAST)
+    found = {"learnt_by_heart": 0.0, "samples": 24, "ratio": {"value": 1.1, "low": 1.0, "high": 1.2, "stories": 24}}
+
+    def written(weights: str, nearest: object) -> object:
+        content["details"] |= {"transnet": "absent", "weights": weights, "nearest_training_latent": nearest}
+        write_results(path, "student", content)
+        return json.loads(path.read_text())["student_details"]["nearest_training_latent"]
+
+    assert written("one", found) == found
+    assert written("one", "not measured") == found
+    assert written("another", "not measured") == "not measured"
+
+
 def test_a_report_says_how_many_stories_each_machine_filmed(tiny_engine: Engine, tmp_path: Path):
     here, elsewhere = evaluate(tiny_engine, Oracle(), FAST)
     elsewhere.machine = "a bigger machine"

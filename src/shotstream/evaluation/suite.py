@@ -413,6 +413,7 @@ def measure(setup: Setup, config: SuiteConfig, options: argparse.Namespace, prog
             finished.append(result)
             progress(f"story {len(finished)} of {len(config.lengths)}")
     content = results(finished, reader.scores, config, live=options.processes == 1)
+    content["details"]["weights"] = fingerprint(engine)
     content["details"]["transnet"] = "measured" if setup.transnet else "absent"
     copied = novelty(engine, options.training_data) if options.training_data else None
     content["details"]["nearest_training_latent"] = copied or "not measured: no --training-data given"

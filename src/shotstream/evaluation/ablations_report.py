@@ -188,7 +188,8 @@ def _claims(runs: Mapping[str, Any], shares: Mapping[str, Any]) -> list[str]:
         for measure, (ours, theirs) in claim.by_measure.items():
             found = difference(shares, claim.chosen, claim.other, measure)
             row = f"| {claim.chosen} | {claim.other} | {MEASURES[measure]} | {ours:.3f} > {theirs:.3f} |"
-            lines.append(f"{row} {_points(found)} | {verdict(found)}{elsewhere(runs, claim.chosen, claim.other)} |")
+            warning = elsewhere(runs, claim.chosen, claim.other) if found else ""
+            lines.append(f"{row} {_points(found)} | {verdict(found)}{warning} |")
     return [*lines, ""]
 
 

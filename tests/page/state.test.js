@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { INITIAL, isReady, isRunning, newestOpen, reduce, situation } from "../../src/shotstream/server/static/state.js";
+import { INITIAL, isReady, isRunning, newestOpen, reduce, situation, withoutMemory } from "../../src/shotstream/server/static/state.js";
 
 const PRESET = { name: "fake", width: 320, height: 192, fps: 16, mime: "", first_chunk_frames: 9, chunk_frames: 12, chunks_per_shot: 7, memory_frames: 6, suggestions: [] };
 const STATUS = { state: "live", detail: "", late_ms: 0, queue_position: null, clock_frame: 0, clock_running: true };
@@ -159,6 +159,16 @@ test("where the engine stopped there is no story to direct, and another one can 
   assert.deepEqual(told(isRunning), ["live", "holding", "paused", "late"]);
   assert.deepEqual(told(isReady), ["live", "holding", "paused", "late", "idle", "error"]);
   assert.doesNotMatch(situation(of("error")).help, /[Ss]top/);
+});
+
+test("a story that waits after a restart is not said to remember nothing", () => {
+  const of = (state, ...shots) => withoutMemory(run(open, message(hello({}, { shots: shots.map(card), status: { ...STATUS, state } }))));
+  assert.match(of("paused", 0, 1), /goes on/);
+  assert.match(of("warming", 0, 1), /goes on/);
+  assert.match(of("live", 0), /Nothing yet/);
+  assert.match(of("idle"), /Nothing yet/);
+  const frame = { shot: 0, frame: 0, reason: "share", caption: "", thumbnail: "" };
+  assert.equal(withoutMemory(run(open, message(hello({}, { memory: [frame] })))), "");
 });
 
 test("a frozen picture is not called live, and what has words of its own keeps them", () => {

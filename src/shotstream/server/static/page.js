@@ -8,7 +8,7 @@ import { announce, tell } from "./note.js";
 import { Panels } from "./panels.js";
 import { takePictures } from "./picture.js";
 import { Player } from "./player.js";
-import { INITIAL, cardOf, isQueued, isReady, isRunning as runs, newestOpen, reduce, situation } from "./state.js";
+import { INITIAL, cardOf, isQueued, isReady, isRunning as runs, newestOpen, reduce, situation, withoutMemory } from "./state.js";
 import * as views from "./views.js";
 
 /** @typedef {import("./protocol.js").ShotCard} ShotCard */
@@ -432,7 +432,9 @@ function draw() {
   views.drawTimeline(byId("cards"), state, state.preset?.fps ?? 16, lookBack);
   byId("cards-empty").hidden = state.shots.length > 0;
   views.drawMemory(byId("memory"), state.memory, director, changeMemory);
-  byId("memory-empty").hidden = state.memory.length > 0;
+  const nothing = withoutMemory(state);
+  byId("memory-empty").hidden = !nothing;
+  views.setText(byId("memory-empty"), nothing);
   views.drawPending(byId("pending"), state.instructions.filter(({ id }) => !id.startsWith(PLAYED)), isQueued(state), (id) => command("cancel", { target: id }));
   views.drawReceipts(byId("receipts"), state.receipts, performance.now());
   views.drawSuggestions(byId("suggestions"), suggestions(), takeSuggestion);

@@ -424,6 +424,14 @@ export const isReady = ({ status }) => !["loading", "warming", "queued"].include
 /** Whether there is a story to direct. @param {State} state */
 export const isRunning = (state) => isReady(state) && !["idle", "error"].includes(state.status.state);
 
+/** What is said where no picture is remembered; empty where some are. @param {State} state */
+export function withoutMemory(state) {
+  if (state.memory.length) return "";
+  // After a restart nobody has looked yet: the engine does when the story goes on.
+  if (state.shots.length && (state.status.state === "paused" || !isReady(state))) return "To be seen again when the story goes on.";
+  return "Nothing yet. From the second shot on, pictures of earlier shots keep people and places alike.";
+}
+
 /** Whether the story waits for a free place. @param {State} state */
 export const isQueued = ({ status }) => status.state === "queued";
 

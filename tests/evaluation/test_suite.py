@@ -19,7 +19,7 @@ from shotstream.evaluation.journal import Journal
 from shotstream.evaluation.questions import following, memory, own_memory, steering, unrelated
 from shotstream.evaluation.readers import Reading, Seen
 from shotstream.evaluation.report import HEADLINES, results, write_results
-from shotstream.evaluation.suite import SuiteConfig, evaluate, evaluate_story, fingerprint
+from shotstream.evaluation.suite import Crew, SuiteConfig, evaluate, evaluate_story, fingerprint
 from shotstream.storyworld import ATTRIBUTES, WorldStory, sample_story
 from shotstream.storyworld.probe import ProbeScores
 
@@ -271,7 +271,7 @@ def test_a_story_that_a_killed_run_left_unfinished_is_filmed_again(tiny_engine: 
 
 
 def test_parts_can_be_left_out(tiny_engine: Engine):
-    result = evaluate_story(tiny_engine, Oracle(), 0, replace(FAST, parts=("memory",)))
+    result = evaluate_story(Crew(tiny_engine, Oracle()), 0, replace(FAST, parts=("memory",)))
     assert not result.ceiling.tally.answers
     assert not any(name.startswith("said/") for name in result.model.tally.answers)
 
@@ -279,11 +279,11 @@ def test_parts_can_be_left_out(tiny_engine: Engine):
 def test_a_teacher_is_measured_on_the_same_stories(tiny_engine: Engine):
     parts = tiny_engine.preset, tiny_engine.model, tiny_engine.codec, tiny_engine.text
     config = replace(FAST, stories=4, parts=("following", "memory", "steering"))
-    teacher, student = (evaluate_story(e, Oracle(), 3, config) for e in (TeacherEngine(*parts), tiny_engine))
+    teacher, student = (evaluate_story(Crew(e, Oracle()), 3, config) for e in (TeacherEngine(*parts), tiny_engine))
     questions = {name: len(group) for name, group in teacher.model.tally.answers.items()}
     assert questions == {name: len(group) for name, group in student.model.tally.answers.items()}
 
 
 def test_the_same_seed_gives_the_same_results(tiny_engine: Engine):
-    one, two = (evaluate_story(tiny_engine, Oracle(), 1, FAST).model.tally for _ in range(2))
+    one, two = (evaluate_story(Crew(tiny_engine, Oracle()), 1, FAST).model.tally for _ in range(2))
     assert one == two

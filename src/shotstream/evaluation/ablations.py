@@ -30,7 +30,6 @@ from shotstream.evaluation.questions import counts
 from shotstream.evaluation.readers import Reader
 from shotstream.evaluation.report import circumstances, machine, machines, measures_of, plain, pooled, rounded
 from shotstream.evaluation.suite import (
-    EXACT,
     PROBE_FILE,
     Crew,
     Part,
@@ -109,7 +108,7 @@ def run(
 ) -> Iterator[StoryResult]:
     """Film and read all stories in one variant, one by one. Raises ValueError for an unknown name."""
     _check(name)
-    return told(range(config.stories), partial(tell, name, config, Crew(engine, reader, EXACT)), journal)
+    return told(range(config.stories), partial(tell, name, config, Crew(engine, reader)), journal)
 
 
 def _check(name: str) -> None:
@@ -126,7 +125,7 @@ def tell(name: str, config: AblationConfig, crew: Crew, number: int) -> StoryRes
     if name != CHOSEN:  # the ceiling is the same for all, and measured once
         suite = replace(suite, parts=tuple(part for part in suite.parts if part != "ceiling"))
     engine = VariedEngine(crew.engine, VARIANTS.get(name, Variant()))
-    return evaluate_story(engine, crew.reader, number, suite, crew.detectors)
+    return evaluate_story(crew._replace(engine=engine), number, suite)
 
 
 def long_shot(engine: Engine, reader: Reader, number: int, config: AblationConfig) -> StoryResult:

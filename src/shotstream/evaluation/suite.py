@@ -89,14 +89,20 @@ class SuiteConfig:
         return dict.fromkeys(short, self.shots) | dict.fromkeys(long, LONG_SHOTS)
 
 
-def evaluate_story(
-    engine: Engine, reader: Reader, number: int, config: SuiteConfig, detectors: Detectors = EXACT
-) -> StoryResult:
+class Crew(NamedTuple):
+    """What films and what looks."""
+
+    engine: Engine
+    reader: Reader
+    detectors: Detectors = EXACT
+
+
+def evaluate_story(crew: Crew, number: int, config: SuiteConfig) -> StoryResult:
     """Film one held-out story in all ways and read it back."""
     story = sample_story(number, num_shots=config.lengths[number], split="heldout")
     story = with_uniform_marks(story, np.random.default_rng([number, 1]))
-    result = StoryResult(story=number, shots=len(story.shots), machine=machine(engine.model.device))
-    filming = _Filming(engine, reader, story, config, detectors)
+    result = StoryResult(story=number, shots=len(story.shots), machine=machine(crew.engine.model.device))
+    filming = _Filming(*crew, story=story, config=config)
     if "ceiling" in config.parts:
         result.ceiling = filming.ceiling()
     if {"following", "steering", "unrelated"} & set(config.parts):
@@ -114,9 +120,9 @@ class _Filming:
 
     engine: Engine
     reader: Reader
+    detectors: Detectors
     story: WorldStory
     config: SuiteConfig
-    detectors: Detectors
 
     @property
     def is_control(self) -> bool:
@@ -277,20 +283,7 @@ def evaluate(
     detectors: Detectors = EXACT,
 ) -> Iterator[StoryResult]:
     """All stories of the suite, see `told`."""
-    return told(config.lengths, partial(suite_story, config, Crew(engine, reader, detectors)), journal)
-
-
-class Crew(NamedTuple):
-    """What films and what looks."""
-
-    engine: Engine
-    reader: Reader
-    detectors: Detectors
-
-
-def suite_story(config: SuiteConfig, crew: Crew, number: int) -> StoryResult:
-    """`evaluate_story` in an order of arguments that suits `told`."""
-    return evaluate_story(crew.engine, crew.reader, number, config, crew.detectors)
+    return told(config.lengths, partial(evaluate_story, Crew(engine, reader, detectors), config=config), journal)
 
 
 def told(
@@ -405,7 +398,7 @@ def measure(setup: Setup, config: SuiteConfig, options: argparse.Namespace, prog
     finished = []
     with ExitStack() as stack:
         if options.processes > 1:
-            tell = partial(suite_story, config)
+            tell = partial(evaluate_story, config=config)
             stories = told_in_processes(setup, config.lengths, tell, options.processes, journal)
         else:
             stories = evaluate(engine, reader, config, journal, setup.detectors(stack))

@@ -70,6 +70,9 @@ class Preset:
     """Whose frames are remembered where shots outnumber the places: of those that fit the caption, or of the newest."""
     caption_style: CaptionStyle = "natural"
     slab: SlabConfig = field(default_factory=SlabConfig)
+    frames_after_steer: int | None = None
+    """Latent frames of the running shot's past that it still reads once it is steered; None: all, as published. What a
+    shot already shows holds it back: it obeys more often the less of that it reads."""
     files: Mapping[Role, WeightFile]
 
     def __post_init__(self) -> None:
@@ -121,6 +124,7 @@ STORYWORLD = Preset(
     student_levels=(1000, 792, 542, 167),
     teacher_steps=24,
     guidance_scale=2.0,
+    frames_after_steer=1,
     files={
         "student": WeightFile(path="student.safetensors"),
         "teacher": WeightFile(path="teacher.safetensors"),

@@ -96,8 +96,13 @@ def scene(tiny_dit: DiT) -> Scene:
     return Scene(tiny_dit)
 
 
-def masked_form(scene: Scene, chunks: list[DenoisedChunk], *, detached: bool = False) -> Tensor:
-    """Clean predictions of all chunks at once from [context | clean history | noisy chunks], by masking alone."""
+def masked_form(
+    scene: Scene, chunks: list[DenoisedChunk], *, detached: bool = False, let_go_at: int | None = None
+) -> Tensor:
+    """Clean predictions of all chunks at once from [context | clean history | noisy chunks], by masking alone.
+
+    From chunk `let_go_at` on nothing of the shot is visible that lies before the chunk before that.
+    """
     model, count = scene.model, len(chunks)
     batch, history = len(scene.streams), count - 1
     latents = torch.cat([scene.context_latents, *[c.clean for c in chunks[:-1]], *[c.noisy for c in chunks]], dim=1)
@@ -106,8 +111,9 @@ def masked_form(scene: Scene, chunks: list[DenoisedChunk], *, detached: bool = F
     shot = torch.arange(CONTEXT, CONTEXT + count * CHUNK)
     positions = torch.cat([torch.arange(CONTEXT), shot[: history * CHUNK], shot]).expand(batch, -1)
     shot_ids = torch.cat([scene.context_ids, scene.own_ids[:, None].expand(-1, latents.shape[1] - CONTEXT)], dim=1)
-    clean = [tuple(range(i + 1)) for i in range(count)]
-    noisy = [(*range(i + 1), count + i) for i in range(count)]
+    before = range(count + 1) if let_go_at is None else range(let_go_at)
+    clean = [(0, *[j for j in range(1, i + 1) if i - 1 in before or j >= before.stop]) for i in range(count)]
+    noisy = [(0, *[j for j in range(1, i + 1) if i in before or j >= before.stop], count + i) for i in range(count)]
     attention = SegmentAttention(
         sizes=(CONTEXT, *[CHUNK] * (history + count)),
         tokens_per_frame=TOKENS,
@@ -140,6 +146,66 @@ def test_streaming_equals_the_masked_form(tiny_dit: DiT, streams: tuple[int, ...
     streamed = torch.cat([chunk.clean for chunk in chunks], dim=1)
     with torch.no_grad():
         torch.testing.assert_close(streamed, masked_form(scene, chunks), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("let_go_at", [1, 2, 3])
+def test_streaming_equals_the_masked_form_where_the_past_is_let_go(tiny_dit: DiT, let_go_at: int) -> None:
+    scene = Scene(tiny_dit, (0, 4))
+    rollout, chunks = scene.rollout(), list[DenoisedChunk]()
+    for chunk in range(5):
+        if chunk == let_go_at:
+            rollout.let_go(CHUNK)
+        chunks.append(scene.next_chunk(rollout, caption_of(chunk)))
+    streamed = torch.cat([chunk.clean for chunk in chunks], dim=1)
+    with torch.no_grad():
+        masked = masked_form(scene, chunks, let_go_at=let_go_at)
+    torch.testing.assert_close(streamed, masked, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("since", [1, 2, 5, 9, 20, 21, 29])
+@pytest.mark.parametrize("sink_chunks", [0, 1, 2])
+def test_what_is_read_is_what_the_slab_holds_of_the_frames_not_let_go(since: int, sink_chunks: int) -> None:
+    config = replace(SLAB, sink_frames=sink_chunks * CHUNK)
+    held: dict[int, int] = {slot: 10_000 for slot in range(CONTEXT)}
+    for chunk in range(3 * WINDOW):
+        held |= {config.chunk_slot(chunk) + i: chunk * CHUNK + i for i in range(CHUNK)}
+        read = [slot for part in config.readable(chunk, since) for slot in range(part.start, part.stop)]
+        assert read == sorted(slot for slot, frame in held.items() if frame >= since)
+        assert [slice(0, len(held))] == list(config.readable(chunk)), "all of it, if nothing was let go"
+
+
+@pytest.mark.parametrize("keep_frames", [1, 2])
+def test_frames_that_were_let_go_have_no_effect_and_those_kept_do(scene: Scene, keep_frames: int) -> None:
+    def after(changed: slice) -> Tensor:
+        rollout = scene.rollout()
+        scene.shot(rollout, 3)
+        rollout.let_go(keep_frames)
+        rollout.slab.values[..., rollout.slab.tokens(changed.start) : rollout.slab.tokens(changed.stop), :] += 1.0
+        return scene.next_chunk(rollout, caption=5).clean
+
+    kept = CONTEXT + 3 * CHUNK - keep_frames
+    usual = after(slice(0, 0))
+    assert torch.equal(after(slice(CONTEXT, kept)), usual)
+    assert not torch.equal(after(slice(kept, kept + 1)), usual)
+    assert not torch.equal(after(slice(0, CONTEXT)), usual), "what is remembered of earlier shots still counts"
+
+
+@pytest.mark.parametrize("num_chunks", [0, 2])
+def test_letting_go_of_nothing_changes_nothing(scene: Scene, num_chunks: int) -> None:
+    usual, told = scene.rollout(), scene.rollout()
+    for rollout in (usual, told):
+        scene.shot(rollout, num_chunks)
+    told.let_go(num_chunks * CHUNK)
+    assert torch.equal(scene.next_chunk(told).clean, scene.next_chunk(usual).clean)
+
+
+def test_the_next_shot_reads_all_of_itself_again(scene: Scene) -> None:
+    fresh, used = scene.rollout(), scene.rollout()
+    scene.shot(used, 2)
+    used.let_go(1)
+    used.open_shot(scene.context())
+    for again, first in zip(scene.shot(used, 3), scene.shot(fresh, 3), strict=True):
+        assert torch.equal(again.clean, first.clean)
 
 
 def test_the_future_never_changes_the_past(scene: Scene) -> None:

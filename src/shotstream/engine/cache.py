@@ -1,13 +1,15 @@
 """The K/V slab of a stream: per layer one preallocated tensor laid out [context | local], written in place.
 
 The global cache (frames remembered from earlier shots) is the first `context_frames` of the slab, the local cache (this
-shot so far) the rest, so a chunk reads one contiguous prefix. Keys are stored rotated.
+shot so far) the rest, so a chunk reads one contiguous prefix, unless part of its shot was let go. Keys are stored
+rotated.
 
 B batch, L query tokens, S slab tokens, P tokens a frame, N heads, D head width. Slabs are [B, N, S, D].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,9 +63,26 @@ class SlabConfig:
         """How far, in frames, context and sink have moved along when chunk `chunk` is made."""
         return max(0, chunk - self.window_chunks + 1) * self.chunk_frames
 
-    def readable_frames(self, chunk: int) -> int:
-        """Length of the slab prefix that chunk `chunk` reads, itself included."""
-        return min(self.context_frames + (chunk + 1) * self.chunk_frames, self.total_frames)
+    def readable(self, chunk: int, since: int = 0) -> tuple[slice, ...]:
+        """Frame slots that chunk `chunk` reads, itself included: the context, and of its shot all that the slab holds.
+
+        Args: since: of the shot, read nothing before this frame.
+        """
+        stop = min(self.context_frames + (chunk + 1) * self.chunk_frames, self.total_frames)
+        if not since:
+            return (slice(0, stop),)
+        held = {self.chunk_slot(made): made for made in range(chunk + 1)}
+        slots = [*range(self.context_frames)]
+        for slot, made in sorted(held.items()):
+            slots += [slot + i for i in range(self.chunk_frames) if made * self.chunk_frames + i >= since]
+        return _runs(slots)
+
+
+def _runs(ascending: Sequence[int]) -> tuple[slice, ...]:
+    """Ascending numbers as slices of neighbours."""
+    starts = [n for n in ascending if n - 1 not in ascending]
+    stops = [n + 1 for n in ascending if n + 1 not in ascending]
+    return tuple(slice(start, stop) for start, stop in zip(starts, stops, strict=True))
 
 
 class KVSlab:
@@ -114,24 +133,27 @@ def _rotate_slab(keys_layers_BNSD: Tensor, rotary: Rotary) -> Tensor:
 
 @dataclass(frozen=True)
 class SlabAttention:
-    """Serving form: write this chunk's keys and values into the slab, then read a prefix of it."""
+    """Serving form: write this chunk's keys and values into the slab, then read it, as a rule one prefix of it."""
 
     slab: KVSlab
     write_start: int
     """First token written."""
-    read_stop: int
-    """Queries read tokens 0..read_stop, which include those just written."""
+    reads: tuple[slice, ...]
+    """Tokens that queries read; they include those just written."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.store(layer, k, v)
-        prefix = slice(0, self.read_stop)
-        return attend(q, self.slab.keys[layer, :, :, prefix], self.slab.values[layer, :, :, prefix])
+        return attend(q, self._read(self.slab.keys[layer]), self._read(self.slab.values[layer]))
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Write keys and values in place."""
         written = slice(self.write_start, self.write_start + k.shape[2])
         self.slab.keys[layer, :, :, written] = k
         self.slab.values[layer, :, :, written] = v
+
+    def _read(self, rows_BNSD: Tensor) -> Tensor:
+        parts = [rows_BNSD[:, :, part] for part in self.reads]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,11 @@ class ShownFrames:
             self._stride *= 2
             self._frames = {i: frame for i, frame in self._frames.items() if i % self._stride == 0}
 
+    @property
+    def last_caption(self) -> str:
+        """In force at the last frame. There must be one."""
+        return self.at(self.num_frames - 1)[1]
+
     def first(self, num_frames: int | None) -> ShownFrames:
         """The first `num_frames` of them, pixels shared; None or more than there are is all."""
         if num_frames is None or num_frames >= self.num_frames:

@@ -97,6 +97,8 @@ class Rollout:
         self.chunk_index = 0
         """Index, within the shot, of the chunk that `next_chunk` will make."""
         self._pending: tuple[Tensor, CaptionKV] | None = None
+        self._since = 0
+        """First frame of the shot that its next chunks read."""
         self._shot_ids = torch.zeros(batch, device=self.device)
         self._context_ids = torch.zeros(batch, config.slab.context_frames, device=self.device)
         self.refresh_time()
@@ -130,10 +132,10 @@ class Rollout:
             raise ValueError(f"context latents must be {list(expected)}, got {list(context.latents.shape)}")
         self._context_ids = context.shot_ids.to(self.device)
         self._shot_ids = context.own_shot_id.to(self.device)
-        self._pending, self.chunk_index = None, 0
+        self._pending, self.chunk_index, self._since = None, 0, 0
         self.slab.forget_shot()
         self._window_rotary = self._shot_rotary()
-        attention = SlabAttention(self.slab, 0, self.slab.tokens(frames))
+        attention = SlabAttention(self.slab, 0, (slice(0, self.slab.tokens(frames)),))
         rotary = self._window_rotary.tokens(0, self.slab.tokens(frames))
         self.model.forward_tokens(
             context.latents.to(self.device), self._time[-1], rotary, context.captions, attention, keys_only=True
@@ -182,6 +184,15 @@ class Rollout:
         """Write the last chunk's clean keys now instead of at the next chunk."""
         self._commit_pending()
 
+    @torch.no_grad()
+    def let_go(self, keep_frames: int) -> None:
+        """From the next chunk on, read only the last `keep_frames` frames of the shot so far, until another is opened.
+
+        What a shot already shows holds it back from showing something else. Not for a rollout that is replayed.
+        """
+        self._commit_pending()  # the last chunk itself still reads everything before it
+        self._since = max(0, self.chunk_index * self.config.slab.chunk_frames - keep_frames)
+
     def replay(self, chunk: int, noisy: Tensor, step: int, captions: CaptionKV, time: TimeEmbedding) -> Tensor:
         """One pass of an already made chunk, with gradient to the model, against the read-only slab before it.
 
@@ -189,6 +200,7 @@ class Rollout:
         while the shot still fits the window. Gradient is cut between chunks.
         """
         assert chunk < self.config.slab.window_chunks, "replay needs the whole history in the slab"
+        assert not self._since, "replay reads the whole history"
         start = self.slab.tokens(self.config.slab.chunk_slot(chunk))
         attention = ReplayAttention(self.slab, start)
         rotary = self._chunk_rotary(chunk)
@@ -205,10 +217,9 @@ class Rollout:
         return self._chunk_rotary(chunk)
 
     def _attention(self, chunk: int) -> SlabAttention:
-        config = self.config.slab
-        return SlabAttention(
-            self.slab, self.slab.tokens(config.chunk_slot(chunk)), self.slab.tokens(config.readable_frames(chunk))
-        )
+        config, tokens = self.config.slab, self.slab.tokens
+        reads = tuple(slice(tokens(r.start), tokens(r.stop)) for r in config.readable(chunk, self._since))
+        return SlabAttention(self.slab, tokens(config.chunk_slot(chunk)), reads)
 
     def _commit_pending(self) -> None:
         if self._pending is None:

@@ -391,12 +391,21 @@ class Stream:
         )
         return self._rollout
 
-    def _denoise(self, shot: _RunningShot, captions: CaptionKV, timings: Timings) -> Tensor:
+    def _denoise(self, shot: _RunningShot, caption: str, timings: Timings) -> Tensor:
+        with timings.measure("text"):
+            captions = self._captions(caption)
         with timings.measure("commit"):
             self._rollout.commit()
+            self._let_go(shot, caption)
         with timings.measure("denoise"):
             noise = self._noise(shot, self.chunk_index)
             return self._rollout.next_chunk(captions, noise, keep_going=self._wanted).clean
+
+    def _let_go(self, shot: _RunningShot, caption: str) -> None:
+        """Where another caption comes into force within a shot, let go of most that the shot showed before."""
+        keep = self.engine.preset.frames_after_steer
+        if keep is not None and shot.shown.num_frames and caption != shot.shown.last_caption:
+            self._rollout.let_go(keep)
 
     def _wanted(self) -> bool:
         """Whether somebody still waits for the chunk that is being made."""
@@ -430,6 +439,7 @@ class Stream:
     def _replay(self, shot: _RunningShot, chunk: KeptChunk) -> npt.NDArray[np.uint8]:
         """Commit a finished chunk; returns its frames."""
         latent = chunk.latent.to(self.engine.model.device)
+        self._let_go(shot, chunk.caption)
         self._rollout.restore_chunk(latent, self._captions(chunk.caption))
         return self._decode(shot, latent)
 
@@ -462,9 +472,7 @@ class Stream:
     def _make_chunk(self, shot: _RunningShot, applied: tuple[Applied, ...], timings: Timings) -> Chunk:
         index = self.chunk_index
         caption = self._compose(shot.shot, index, shot.index)
-        with timings.measure("text"):
-            captions = self._captions(caption)
-        latent = self._denoise(shot, captions, timings)
+        latent = self._denoise(shot, caption, timings)
         with timings.measure("decode"):
             frames = self._decode(shot, latent)
         shot.shown.add(frames, caption)
@@ -588,7 +596,7 @@ class TeacherStream(Stream):
         self._teacher = TeacherRollout(self.engine.model, config, self.engine.unconditional_kv())
         return self._teacher
 
-    def _denoise(self, shot: _RunningShot, captions: CaptionKV, timings: Timings) -> Tensor:
+    def _denoise(self, shot: _RunningShot, caption: str, timings: Timings) -> Tensor:
         with timings.measure("denoise"):
             if self.chunk_index == 0:
                 noise = torch.cat([self._noise(shot, chunk)(0) for chunk in range(shot.shot.num_chunks)], dim=1)

@@ -262,7 +262,9 @@ class Setup:
         """What a journal is about: the same weights, probe and settings, but any number of stories."""
         settings = {k: v for k, v in asdict(config).items() if k not in ("stories", "long_stories")}
         probe = hashlib.sha256(self.probe.read_bytes()).hexdigest()[:16]
-        return {"model": fingerprint(engine), "probe": probe, "steps": self.steps, "transnet": self.transnet} | settings
+        measured = {"model": fingerprint(engine), "probe": probe, "steps": self.steps, "transnet": self.transnet}
+        keep = {} if self.model == "teacher" else {"frames_after_steer": engine.preset.frames_after_steer}
+        return measured | keep | settings
 
 
 def fingerprint(engine: Engine) -> str:

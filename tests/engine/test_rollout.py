@@ -166,7 +166,7 @@ def test_streaming_equals_the_masked_form_where_the_past_is_let_go(tiny_dit: DiT
 @pytest.mark.parametrize("sink_chunks", [0, 1, 2])
 def test_what_is_read_is_what_the_slab_holds_of_the_frames_not_let_go(since: int, sink_chunks: int) -> None:
     config = replace(SLAB, sink_frames=sink_chunks * CHUNK)
-    held: dict[int, int] = {slot: 10_000 for slot in range(CONTEXT)}
+    held: dict[int, int] = dict.fromkeys(range(CONTEXT), 10000)
     for chunk in range(3 * WINDOW):
         held |= {config.chunk_slot(chunk) + i: chunk * CHUNK + i for i in range(CHUNK)}
         read = [slot for part in config.readable(chunk, since) for slot in range(part.start, part.stop)]

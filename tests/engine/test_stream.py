@@ -14,7 +14,7 @@ import torch
 
 from shotstream.engine.noise import addressed_noise
 from shotstream.engine.rollout import ChunkAbandoned
-from shotstream.engine.stream import Chunk, Engine, Stream, TeacherEngine
+from shotstream.engine.stream import Chunk, Engine, KeptChunk, KeptShot, Stream, TeacherEngine
 from shotstream.story import Steer
 
 
@@ -97,6 +97,46 @@ def test_a_steer_changes_nothing_before_its_chunk(tiny_engine: Engine) -> None:
     steered, plain = run(True), run(False)
     assert np.array_equal(frames(steered[:2]), frames(plain[:2]))
     assert not torch.equal(steered[2].latent, plain[2].latent)
+
+
+@pytest.mark.parametrize("keep", [None, 1, 3])
+def test_a_steered_shot_lets_go_of_what_it_showed_and_one_left_alone_of_nothing(
+    tiny_engine: Engine, keep: int | None
+) -> None:
+    engine = copy.copy(tiny_engine)
+    engine.preset = replace(engine.preset, frames_after_steer=keep)
+    stream, read = engine.stream(seed=1), list[int]()
+    for caption in ("a fox", "a bear"):
+        stream.cut(caption, num_chunks=3)
+        for chunk in range(3):
+            if (caption, chunk) == ("a fox", 2):
+                stream.steer("he runs")
+            next(stream)
+            slots = stream._rollout.config.slab.readable(chunk, stream._rollout._since)
+            read.append(sum(part.stop - part.start for part in slots) - engine.preset.slab.context_frames)
+    assert read == [3, 6, 9 if keep is None else 3 + keep, 3, 6, 9], "frames of the shot that each chunk read"
+
+
+@pytest.mark.parametrize("num_kept", [1, 2, 3, 5])
+def test_a_steered_shot_taken_up_again_goes_on_as_it_would_have(tiny_engine: Engine, num_kept: int) -> None:
+    stream = tiny_engine.stream(seed=1)
+    stream.cut("a fox", num_chunks=6, steers=[Steer(chunk=2, caption="he runs")])
+    chunks = list(stream)
+    kept = KeptShot(
+        index=0,
+        take=0,
+        caption="a fox",
+        steers=("he runs",) if num_kept > 2 else (),
+        num_chunks=6,
+        context=(),
+        chunks=[KeptChunk(latent=chunk.latent, caption=chunk.caption) for chunk in chunks[:num_kept]],
+    )
+    again = tiny_engine.stream(seed=1)
+    again.reopen(kept)
+    for index in range(num_kept, 6):
+        if index == 2:
+            again.steer("he runs")
+        assert np.array_equal(next(again).frames, chunks[index].frames)
 
 
 def test_steers_known_beforehand_equal_steers_given_live(tiny_engine: Engine) -> None:

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import torch
 from shotstream.engine import loading
 from shotstream.engine.loading import (
     cores_among,
+    default_dtype,
     filming_threads,
     keep_freed_memory,
     load,
@@ -34,6 +35,28 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, torch.dtype], Non
         monkeypatch.setattr(loading, "default_dtype", lambda device: dtype)
 
     return pretend
+
+
+AVX512 = {"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("onednn", "listed", "dtype"),
+    [
+        (True, AVX512, torch.float32),
+        (True, AVX512 | {"avx512_bf16": True}, torch.bfloat16),
+        (True, AVX512 | {"amx_bf16": True}, torch.bfloat16),
+        (True, {"architecture": "aarch64"}, torch.bfloat16),
+        (False, {"architecture": "aarch64"}, torch.float32),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_only_where_it_need_not_emulate_it(
+    monkeypatch: pytest.MonkeyPatch, onednn: bool, listed: Mapping[str, object], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: listed, raising=False)
+    assert default_dtype(torch.device("cpu")) == dtype
+    assert default_dtype(torch.device("meta")) == torch.bfloat16
 
 
 @pytest.mark.parametrize(("logical", "threads"), [(1, 1), (2, 1), (4, 2), (8, 4), (64, 4)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 
@@ -343,6 +343,66 @@ def test_a_cut_from_another_thread_ends_the_running_chunk_between_passes(
     assert (chunk.shot, chunk.index) == (1, 0)
     assert passes == [0, 1, 0, 1, 2, 3]
     assert [frame.id for frame in chunk.context] == [(0, 0), (0, 8)]
+
+
+def interrupt_decoding(engine: Engine, monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[], None]) -> list[int]:
+    """Do something in the middle of the next chunk's decoding; returns how many frames each decoding made."""
+    decode_chunk, made = engine.codec.decode_chunk, list[int]()
+
+    def decoded(latents: torch.Tensor, state: object, *, between: Callable[[], None]) -> torch.Tensor:
+        calls = iter(range(100))
+
+        def halfway() -> None:
+            if next(calls) == 3 and not made:
+                made.append(0)
+                interrupt()
+            between()
+
+        frames = decode_chunk(latents, state, between=halfway)
+        made.append(frames.shape[1])
+        return frames
+
+    monkeypatch.setattr(engine.codec, "decode_chunk", decoded)
+    return made
+
+
+def test_a_cut_from_another_thread_ends_the_running_chunk_while_it_is_decoded(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, stream = tiny_engine.stream(seed=5), tiny_engine.stream(seed=5)
+    for one in (plain, stream):
+        one.cut("a fox on the beach")
+        next(one)
+    plain.cut("a bear in the city", num_chunks=1)
+    expected = next(plain)
+    made = interrupt_decoding(tiny_engine, monkeypatch, lambda: stream.cut("a bear in the city", num_chunks=1))
+    chunk = next(stream)
+    assert made == [0, 9]  # the rest of the chunk of twelve was never made
+    assert (chunk.shot, chunk.index) == (1, 0)
+    assert [frame.id for frame in chunk.context] == [frame.id for frame in expected.context]
+    np.testing.assert_array_equal(chunk.frames, expected.frames)
+
+
+@pytest.mark.parametrize("chunks_before", [0, 1, 4])
+def test_a_chunk_abandoned_while_it_is_decoded_is_made_again_as_if_nothing_had_happened(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, chunks_before: int
+) -> None:
+    plain, interrupted = tiny_engine.stream(seed=1), tiny_engine.stream(seed=1)
+    for stream in (plain, interrupted):
+        stream.cut("a fox", num_chunks=6)
+        for _ in range(chunks_before):
+            next(stream)
+    expected = [next(plain).frames, next(plain).frames]
+
+    def give_up() -> None:
+        interrupted.keep_going = lambda: False
+
+    interrupt_decoding(tiny_engine, monkeypatch, give_up)
+    with pytest.raises(ChunkAbandoned, match=f"chunk {chunks_before} was abandoned while it was decoded"):
+        next(interrupted)
+    assert interrupted.chunk_index == chunks_before
+    interrupted.keep_going = lambda: True
+    np.testing.assert_array_equal([*next(interrupted).frames, *next(interrupted).frames], np.concatenate(expected))
 
 
 def test_an_unwanted_chunk_is_abandoned_and_made_again_as_if_nothing_had_happened(tiny_engine: Engine) -> None:

@@ -214,6 +214,23 @@ def test_a_cloned_state_goes_its_own_way(codec: TinyCodec, taehv: Taehv) -> None
         assert torch.equal(each.decode_chunk(second, branch), expected)
 
 
+@pytest.mark.parametrize("calls", range(5))
+def test_decoding_that_is_given_up_leaves_the_state_as_it_was(codec: TinyCodec, calls: int) -> None:
+    first, second = latents_of(codec, 4).split([1, 3], dim=1)
+    state = codec.new_decoder_state()
+    codec.decode_chunk(first, state)
+    countdown = iter(range(calls, -1, -1))
+
+    def between() -> None:
+        if not next(countdown):
+            raise KeyboardInterrupt
+
+    expected = codec.decode_chunk(second, state.clone())
+    with pytest.raises(KeyboardInterrupt):
+        codec.decode_chunk(second, state, between=between)
+    assert torch.equal(codec.decode_chunk(second, state), expected)
+
+
 def test_saved_and_loaded_is_the_same_codec(codec: TinyCodec, tmp_path: Path) -> None:
     path = tmp_path / "codec.safetensors"
     codec.save(path, {"recipe": "none"})

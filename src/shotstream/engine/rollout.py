@@ -71,7 +71,7 @@ class DenoisedChunk(NamedTuple):
 
 
 class ChunkAbandoned(Exception):
-    """Raised between passes when the caller no longer wants the chunk. The rollout is as before the chunk."""
+    """Raised while a chunk is made that nobody wants any more. Whatever makes it is as before the chunk."""
 
 
 class Rollout:
@@ -178,6 +178,11 @@ class Rollout:
             self._commit_pending()
             self._enter(self.chunk_index)
         self._pending, self.chunk_index = (clean.to(self.device, torch.float32), captions), self.chunk_index + 1
+
+    def take_back(self) -> None:
+        """Undo the last `next_chunk`, which nothing has followed yet: the chunk will be made again."""
+        assert self._pending is not None, "a chunk that is committed stays"
+        self._pending, self.chunk_index = None, self.chunk_index - 1
 
     @torch.no_grad()
     def commit(self) -> None:

@@ -24,7 +24,7 @@ from shotstream.engine.memory import FrameId, MemoryFrame, Pages, ShotMemory, Sh
 from shotstream.engine.noise import addressed_noise
 from shotstream.engine.rollout import ChunkAbandoned, Context, Rollout, RolloutConfig
 from shotstream.engine.teacher import TeacherConfig, TeacherRollout
-from shotstream.models.codec import Codec
+from shotstream.models.codec import Codec, nothing
 from shotstream.models.dit import CaptionKV, DiT
 from shotstream.models.shelf import Shelf
 from shotstream.models.text import TextEncoder
@@ -242,9 +242,9 @@ class Stream:
         self._pending_steers: list[str] = []
         self._next_index = self._first_index = first_shot
         self.keep_going: Callable[[], bool] = lambda: True
-        """Asked before every denoise pass of the student, by the thread that iterates. Where it says no, that thread
-        gets `ChunkAbandoned`; iterate on, and the chunk is made again, with all that was to take effect in it. Where a
-        cut came meanwhile it is not asked: the cut's shot is opened."""
+        """Asked before every denoise pass of the student and while its chunks are decoded, by the thread that iterates.
+        Where it says no, that thread gets `ChunkAbandoned`; iterate on, and the chunk is made again, with all that was
+        to take effect in it. Where a cut came meanwhile it is not asked: the cut's shot is opened."""
         self.opening: Callable[[tuple[MemoryFrame, ...]], None] = lambda context: None
         """Told what a new shot remembers, before anything of the shot is computed."""
 
@@ -259,8 +259,8 @@ class Stream:
     ) -> None:
         """End the running shot and open the next one. Pending steers are dropped.
 
-        Called from another thread while a chunk is being made, it ends that chunk at its next denoise pass: a chunk
-        that nobody will see is not finished. (The teacher, which makes whole shots, finishes it.)
+        Called from another thread while a chunk is being made, it ends that chunk at its next denoise pass or level of
+        the decoder: a chunk that nobody will see is not finished. (The teacher, which makes whole shots, finishes it.)
 
         Args: steers known beforehand; take: number of the rendering, another one draws other noise; aired_frames: how
             many frames of the running shot were seen, only those can be remembered, None is all that were made. A shot
@@ -449,9 +449,25 @@ class Stream:
             self._caption_in_force, self._kv_in_force = caption, self.engine.caption_kv(caption)
         return self._kv_in_force
 
-    def _decode(self, shot: _RunningShot, latent: Tensor) -> npt.NDArray[np.uint8]:
+    def _decode_if_wanted(self, shot: _RunningShot, latent: Tensor) -> npt.NDArray[np.uint8]:
+        """The frames of the chunk that was just denoised. Raises ChunkAbandoned, and then it never was."""
+
+        def check() -> None:
+            if not self._wanted():
+                raise ChunkAbandoned(f"chunk {self.chunk_index - 1} was abandoned while it was decoded")
+
+        try:
+            return self._decode(shot, latent, check)
+        except ChunkAbandoned:
+            self._rollout.take_back()
+            raise
+
+    def _decode(
+        self, shot: _RunningShot, latent: Tensor, between: Callable[[], None] = nothing
+    ) -> npt.NDArray[np.uint8]:
         """The frames of a shot's next chunk, uint8 [T, H, W, 3]."""
-        frames: npt.NDArray[np.uint8] = self.engine.codec.decode_chunk(latent, self._decoder)[0].cpu().numpy()
+        decoded = self.engine.codec.decode_chunk(latent, self._decoder, between=between)
+        frames: npt.NDArray[np.uint8] = decoded[0].cpu().numpy()
         pages = self._chunk_pages if shot.shown.num_frames else self._opening_pages
         return pages.copy(frames)
 
@@ -474,7 +490,7 @@ class Stream:
         caption = self._compose(shot.shot, index, shot.index)
         latent = self._denoise(shot, caption, timings)
         with timings.measure("decode"):
-            frames = self._decode(shot, latent)
+            frames = self._decode_if_wanted(shot, latent)
         shot.shown.add(frames, caption)
         return Chunk(
             frames=frames,
@@ -602,6 +618,9 @@ class TeacherStream(Stream):
                 noise = torch.cat([self._noise(shot, chunk)(0) for chunk in range(shot.shot.num_chunks)], dim=1)
                 self._teacher.begin(noise, self._all_captions(shot))
             return self._teacher.next_chunk().clean
+
+    def _wanted(self) -> bool:
+        return True  # the shot is made already
 
     def _all_captions(self, shot: _RunningShot) -> CaptionKV:
         """One row per context frame, then one per frame of the shot."""

@@ -1,8 +1,8 @@
 """The engine thread: asks the director what to make, makes it, and hands out events with their media.
 
 Everybody else only ever calls `submit`, `poll` and `take`, which return at once. The thread owns the stream, never
-awaits anything but its next work, and gives up a chunk between two denoise passes when the director no longer wants it.
-What it makes depends on which instructions fell before which chunk, not on when exactly they came.
+awaits anything but its next work, and gives up a chunk between two passes or parts of its decoding when the director no
+longer wants it. What it makes depends on which instructions fell before which chunk, not on when exactly they came.
 
 Log, then announce: what happened is given to the archive first, and nobody hears of it before it is kept. Where it
 cannot be, everything waits, the story pauses, and `trouble` says why.

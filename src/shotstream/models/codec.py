@@ -9,10 +9,15 @@ the codec was made for. One latent frame holds one pixel frame when it is the fi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+
+def nothing() -> None:
+    """Between two parts of a piece of work."""
 
 
 @runtime_checkable
@@ -53,10 +58,13 @@ class Codec(Protocol):
 
     def new_decoder_state(self, batch: int = 1) -> Any: ...
 
-    def decode_chunk(self, latents: Tensor, state: Any) -> Tensor:
+    def decode_chunk(self, latents: Tensor, state: Any, *, between: Callable[[], None] = nothing) -> Tensor:
         """The next latents of a stream [B, F, C, h, w] to uint8 [B, T, H, W, 3]; `state` is updated in place.
 
         T = 4 F - 3 for a fresh state, 4 F later.
+
+        Args: between is called before the work and, where it takes long, between its parts. What it raises ends the
+            work; the state is then as before.
         """
         ...
 
@@ -111,8 +119,12 @@ class ChunkedCodec(ABC, nn.Module):
         return self.decode_raw(latents, self.new_decoder_state(latents.shape[0])).clamp(0, 1)
 
     @torch.no_grad()
-    def decode_chunk(self, latents: Tensor, state: Any) -> Tensor:
-        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError."""
+    def decode_chunk(self, latents: Tensor, state: Any, *, between: Callable[[], None] = nothing) -> Tensor:
+        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError.
+
+        Args: between is called before the work; what it raises ends it.
+        """
+        between()
         return to_uint8(self.decode_raw(latents, state))
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shotstream.models.checkpoint import load_strictly, read_ours, reading
-from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, split_frames
+from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, nothing, split_frames
 from shotstream.models.shelf import apart
 from shotstream.models.winograd import WinogradConv
 
@@ -98,6 +100,16 @@ class TinyCodecState:
 
     def clone(self) -> TinyCodecState:
         return TinyCodecState(self.batch, {name: m.clone() for name, m in self.memories.items()}, self.fresh)
+
+    @contextmanager
+    def unchanged_if_it_fails(self) -> Iterator[None]:
+        """Whatever is raised inside leaves the state as it was. The copy takes 0.2 of the 90 ms of a chunk."""
+        before = self.clone()
+        try:
+            yield
+        except BaseException:
+            self.memories, self.fresh = before.memories, before.fresh
+            raise
 
 
 class MemoryBlock(nn.Module):
@@ -215,17 +227,20 @@ class Decoder(nn.Module):
         patches_NCHW = self.last(self._features(latents_BTCHW, state)).float() * 0.5 + 0.5
         return split_frames(F.pixel_shuffle(patches_NCHW, self.patch), state.batch)
 
-    def frames(self, latents_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
+    def frames(self, latents_BTCHW: Tensor, state: TinyCodecState, *, between: Callable[[], None] = nothing) -> Tensor:
         """The same, clamped and rounded, uint8 [B, T, H, W, 3]; without gradient.
 
         The last level works on a latent frame's time at once: its tensors are the largest, and so they are a third as
         large, in the same time.
+
+        Args: between is called before each level, and before each part of the last one.
         """
-        small_BTCHW = split_frames(self._small_features(latents_BTCHW, state), state.batch)
+        small_BTCHW = split_frames(self._small_features(latents_BTCHW, state, between), state.batch)
         # Two for each latent frame; a stream's first is one.
         lengths = [1] * state.fresh + [2] * (small_BTCHW.shape[1] // 2)
         parts = []
         for part_BTCHW in torch.split(small_BTCHW, lengths, dim=1):
+            between()
             x_NCHW = part_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             parts.append(split_frames(self._screen(self._last_level(x_NCHW, state)), state.batch))
             state.fresh = False
@@ -255,10 +270,13 @@ class Decoder(nn.Module):
         state.fresh = False
         return x_NCHW
 
-    def _small_features(self, latents_BTCHW: Tensor, state: TinyCodecState) -> Tensor:
+    def _small_features(
+        self, latents_BTCHW: Tensor, state: TinyCodecState, between: Callable[[], None] = nothing
+    ) -> Tensor:
         """What the levels before the last make; to the state, nothing has begun yet."""
         x_NCHW: Tensor = self.first(latents_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         for index, level in enumerate(self.levels[:-1]):
+            between()
             x_NCHW = self.ups[index - 1](x_NCHW, state) if index else x_NCHW
             x_NCHW = _run(level, x_NCHW, state, f"{index}")
         return x_NCHW
@@ -354,11 +372,17 @@ class TinyCodec(ChunkedCodec):
         return pixels
 
     @torch.no_grad()
-    def decode_chunk(self, latents: Tensor, state: TinyCodecState) -> Tensor:
-        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError."""
+    def decode_chunk(self, latents: Tensor, state: TinyCodecState, *, between: Callable[[], None] = nothing) -> Tensor:
+        """The next latents of a stream to uint8 [B, T, H, W, 3]; `state` is updated in place. Raises ValueError.
+
+        Args: between is called about every fifth of the work; what it raises ends it, and the state is as before.
+        """
         check_latents(latents, channels=self.latent_channels)
         check_batch(latents, state.batch)
-        frames: Tensor = self.decoder.frames(self.denormalise(latents.float()).to(self.dtype), state)
+        with state.unchanged_if_it_fails():
+            frames: Tensor = self.decoder.frames(
+                self.denormalise(latents.float()).to(self.dtype), state, between=between
+            )
         return frames
 
     def normalise(self, raw_BFCHW: Tensor) -> Tensor:

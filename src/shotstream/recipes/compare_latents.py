@@ -34,7 +34,7 @@ from shotstream.evaluation.metrics import Answer, Tally, paired_difference, shar
 from shotstream.evaluation.report import circumstances, plain
 from shotstream.evaluation.text_path import said_attributes
 from shotstream.models.checkpoint import load_dit
-from shotstream.models.codec import to_uint8
+from shotstream.models.codec import nothing, to_uint8
 from shotstream.models.text import MiniLMEncoder
 from shotstream.models.tiny_codec import TinyCodec
 from shotstream.presets import PACKAGE_WEIGHTS, STORYWORLD
@@ -231,8 +231,8 @@ class OnScreen(TinyCodec):
         halved = F.interpolate(pixels.flatten(0, 1), scale_factor=0.5, mode="area")
         return super().encode(halved.view(*pixels.shape[:2], *halved.shape[1:]))
 
-    def decode_chunk(self, latents: Tensor, state: Any) -> Tensor:
-        return torch.from_numpy(enlarged(super().decode_chunk(latents, state)[0].numpy()))[None]
+    def decode_chunk(self, latents: Tensor, state: Any, *, between: Callable[[], None] = nothing) -> Tensor:
+        return torch.from_numpy(enlarged(super().decode_chunk(latents, state, between=between)[0].numpy()))[None]
 
 
 def encode(candidate: Candidate, comparison: Comparison, folder: Path) -> dict[str, Any]:

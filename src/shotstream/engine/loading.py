@@ -106,7 +106,7 @@ def _cpu_computes_bfloat16() -> bool:
         return False
     # Older torch does not list what the CPU has; then oneDNN's word has to do.
     listed = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return listed.get("architecture") != "x86_64" or bool(listed["avx512_bf16"] or listed["amx_bf16"])
+    return listed.get("architecture") != "x86_64" or bool(listed.get("avx512_bf16") or listed.get("amx_bf16"))
 
 
 def default_precision(device: torch.device) -> Literal["float32", "bfloat16"]:

@@ -4,7 +4,8 @@ With one thread on a CPU the clock is processor time, so that other work on the 
 
     python benchmarks/attention.py [--device cpu] [--threads 1] [--out docs/results/attention.json]
 
-Prints a table for people, then one JSON line; the same JSON is written to --out.
+Prints a table for people, then one JSON line. The same goes into --out under the device's name, beside what other
+devices gave there.
 """
 
 from __future__ import annotations
@@ -56,12 +57,15 @@ class Timing:
 
 
 def cases() -> list[Case]:
-    """Serving passes from the first chunk to the full window, captions, and a teacher's training step."""
+    """Serving passes from the first chunk to the full window, captions; training on chunks and on whole shots."""
     serving = [("chunk", keys) for keys in (360, 540, 900, 1260, 1620)] + [("captions", 64)]
+    training = [(180, 180), (180, 900), (180, 1620), (720, 720), (1080, 1080), (1620, 1620)]
     found = []
     for dtype in ("bfloat16", "float32"):
         found += [Case(name=name, dtype=dtype, keys=keys) for name, keys in serving]
-        found.append(Case(name="training", dtype=dtype, batch=8, queries=1260, keys=1620, backward=True, repeats=2))
+        for queries, keys in training:
+            case = Case(name="training", dtype=dtype, batch=8, queries=queries, keys=keys, backward=True, repeats=6)
+            found.append(case)
     return found
 
 
@@ -115,7 +119,10 @@ def hardware(device: str) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    # Two CPUs of one name may differ in what they multiply with.
+    listed = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    extra = [shown for flag, shown in (("avx512_bf16", "AVX512-BF16"), ("amx_bf16", "AMX")) if listed.get(flag)]
+    return ", ".join([name, f"{os.cpu_count()} cores", torch.backends.cpu.get_cpu_capability(), *extra])
 
 
 def commit() -> str:
@@ -135,11 +142,9 @@ def main() -> None:
     print(f"{'case':10s} {'dtype':9s} {'B':>2s} {'L':>5s} {'S':>5s} {'plain ms':>10s} {'fused ms':>10s}  faster")
     rows = [measured_row(case, arguments.device) for case in cases()]
     report = {
-        "benchmark": "attention",
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": hardware(arguments.device),
         "torch": torch.__version__,
         "threads": arguments.threads,
         "clock": clock(arguments.device).__name__,
@@ -148,9 +153,11 @@ def main() -> None:
         "head_dim": HEAD_DIM,
         "rows": rows,
     }
+    device = hardware(arguments.device)
+    known = json.loads(arguments.out.read_text())["devices"] if arguments.out.is_file() else {}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    arguments.out.write_text(json.dumps({"devices": known | {device: report}}, indent=1) + "\n")
+    print(json.dumps({"device": device} | report))
 
 
 def measured_row(case: Case, device: str) -> dict[str, object]:

@@ -77,7 +77,7 @@ def test_a_steer_holds_from_its_chunk_on() -> None:
 
 def test_steers_are_kept_in_the_order_of_their_chunks() -> None:
     shot = Shot(caption="x", steers=(Steer(chunk=4, caption="late"), Steer(chunk=1, caption="early")))
-    assert shot.steers_at(6) == ("early", "late")
+    assert shot.in_force(6) == ("x", ("early", "late"))
 
 
 @pytest.mark.parametrize(

@@ -114,10 +114,6 @@ class Shot:
         """The chunks at which what is in force changes: the first, and those of steers."""
         return tuple(sorted({0, *(steer.chunk for steer in self.steers)}))
 
-    def steers_at(self, chunk: int) -> tuple[str, ...]:
-        """Return the captions of the steers in force while ``chunk`` is made."""
-        return self.in_force(chunk)[1]
-
     def in_force(self, chunk: int) -> tuple[str, tuple[str, ...]]:
         """Return the shot's caption, and its steers, while ``chunk`` is made."""
         caption, steers = self.caption, list[str]()

@@ -15,7 +15,7 @@ from shotstream.evaluation.metrics import (
     frechet_measure,
     normalised_entropy,
     of_ceiling,
-    paired_difference,
+    paired_mean,
     rare_names,
     share_right,
     sharpness,
@@ -29,6 +29,10 @@ def answers(stories: int, per_story: int, right: float, seed: int = 0) -> list[A
         for story in range(stories)
         for _ in range(per_story)
     ]
+
+
+def shares(group: list[Answer]) -> dict[int, float]:
+    return Tally(answers={"mark": group}).per_story()["mark"]
 
 
 def test_the_interval_holds_the_share_and_narrows_with_more_stories():
@@ -75,11 +79,12 @@ def test_a_tally_pools_what_stories_add():
 
 
 def test_a_paired_difference_uses_the_stories_both_tell():
-    ours, theirs = answers(50, 4, 0.9, seed=1), answers(60, 4, 0.5, seed=2)
-    difference = paired_difference(ours, theirs)
+    ours, theirs = shares(answers(50, 4, 0.9, seed=1)), shares(answers(60, 4, 0.5, seed=2))
+    difference = paired_mean(ours, theirs)
     assert difference.stories == 50
     assert difference.low < 0.4 < difference.high
-    assert paired_difference(ours, ours).value == 0
+    assert paired_mean(ours, ours).value == 0
+    assert paired_mean(ours, {60: 1.0}) is None
 
 
 def test_entropy_is_one_for_all_values_alike_and_zero_for_one():

@@ -177,19 +177,6 @@ def mean_value(values: Sequence[tuple[int, float]], *, seed: int = 0, level: flo
     return Measure(value=mean, low=low, high=high, count=len(values), stories=len({story for story, _ in values}))
 
 
-def paired_difference(ours: Sequence[Answer], theirs: Sequence[Answer], *, seed: int = 0) -> Measure:
-    """Mean over stories, told by both, of our share of right answers minus theirs."""
-
-    def shares(answers: Sequence[Answer]) -> dict[int, float]:
-        groups: dict[int, list[bool]] = {}
-        for answer in answers:
-            groups.setdefault(answer.story, []).append(answer.right)
-        return {story: sum(group) / len(group) for story, group in groups.items()}
-
-    mine, yours = shares(ours), shares(theirs)
-    return mean_value([(story, mine[story] - yours[story]) for story in sorted(mine.keys() & yours.keys())], seed=seed)
-
-
 def normalised_entropy(values: Sequence[str], num_classes: int) -> float:
     """Entropy of the distribution that values were drawn from, in units of that of num_classes equally likely ones.
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from shotstream import storyworld
 from shotstream.engine.loading import default_precision
-from shotstream.evaluation.metrics import Answer, Tally, paired_difference, sharpness
+from shotstream.evaluation.metrics import Tally, paired_mean, sharpness
 from shotstream.evaluation.report import circumstances, plain
 from shotstream.evaluation.text_path import said_attributes
 from shotstream.models.checkpoint import load_dit
@@ -368,8 +368,9 @@ def answers(probe: Probe, scores: ProbeScores, stories: Sequence[WorldStory], fr
 def differences(tallies: Mapping[str, Tally]) -> dict[str, Any]:
     """Paired over stories, of what was said: every candidate's samples against those of every later one."""
     names = list(CANDIDATES)
-    said: dict[str, list[Answer]] = {name: tallies[f"samples/{name}"].answers["said"] for name in names}
-    return plain({f"{x} - {y}": paired_difference(said[x], said[y]) for x, y in itertools.combinations(names, 2)})
+    said = {name: tallies[f"samples/{name}"].per_story()["said"] for name in names}
+    pairs = {f"{x} - {y}": paired_mean(said[x], said[y]) for x, y in itertools.combinations(names, 2)}
+    return plain({pair: difference for pair, difference in pairs.items() if difference})
 
 
 # -- the record --------------------------------------------------------------------------------------------------------

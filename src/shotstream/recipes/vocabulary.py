@@ -35,7 +35,7 @@ def world_vocabulary(num_stories: int = 2000) -> Vocabulary:
         story = storyworld.sample_story(seed).to_story()
         words.update(words_of(story.global_caption))
         for shot in story.shots:
-            words.update(words_of(" ".join([shot.caption, *shot.steers_at(shot.num_chunks)])))
+            words.update(words_of(" ".join([shot.caption, *(steer.caption for steer in shot.steers)])))
     return Vocabulary(terms=terms, words=frozenset(words))
 
 

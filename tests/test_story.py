@@ -94,6 +94,8 @@ def test_steers_are_kept_in_the_order_of_their_chunks() -> None:
         ("shots: [{text: x}]", "no key text"),
         ("shots: [x]\nseed: red", "seed must be a whole number"),
         ("shots: [x", "not readable as YAML"),
+        ('shots: [x]\nname: "a \\ud83d"', "`name` is not valid text"),
+        ('shots: [x]\npictures: [{png: "", caption: "\\ud83d"}]', "`caption` is not valid text"),
     ],
 )
 def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, message: str) -> None:
@@ -102,6 +104,12 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, message: 
     with pytest.raises(ValueError, match=r"bad\.yaml") as error:
         read_story(path)
     assert message in str(error.value)
+
+
+def test_a_file_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "caf\udce9.yaml"
+    path.write_text("shots: [a fox]")
+    assert read_story(path).name == "caf?"
 
 
 def _write_reference(folder: Path, captions: dict[str, str], intervals: str) -> Path:

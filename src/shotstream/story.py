@@ -147,7 +147,8 @@ class Story:
             raise ValueError("a story needs at least one shot, got none: add a caption under `shots`")
         if not isinstance(self.global_caption, str):
             raise ValueError(f"global_caption must be text, got {self.global_caption!r}")
-        _check_encodable(self.global_caption, "the whole story")
+        _check_encodable(self.global_caption, "the caption of the whole story")
+        _check_encodable(self.name, "a story's name")
         if self.seed is not None:
             _check_count(self.seed, "a story's seed", minimum=0)
         self._check_makings()
@@ -223,7 +224,7 @@ def read_story(path: str | os.PathLike[str]) -> Story:
     """
     path = Path(path)
     try:
-        return _story_from_dict(_parse(path), default_name=path.stem)
+        return _story_from_dict(_parse(path), default_name=_name_of(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -295,7 +296,7 @@ def _story_from_reference_row(row: Mapping[str, str | None], folder: Path) -> St
     if missing := [key for key in keys if key not in captions]:
         raise ValueError(f"{captions_path} lacks {', '.join(missing)}: frame_number lists {num_shots} shots")
     return Story(
-        name=captions_path.stem,
+        name=_name_of(captions_path),
         global_caption=_text(captions, "global_caption"),
         shots=tuple(Shot(caption=_text(captions, key)) for key in keys),
     )
@@ -483,6 +484,7 @@ def _text(content: Mapping[str, Any], key: str) -> str:
         return ""
     if not isinstance(value, str):
         raise ValueError(f"`{key}` must be text, got {value!r}")
+    _check_encodable(value, f"`{key}`")
     return value
 
 
@@ -494,15 +496,20 @@ def _check_keys(content: Mapping[str, Any], known: set[str], what: str) -> None:
 def _check_caption(caption: str, what: str) -> None:
     if not isinstance(caption, str) or not caption.strip():
         raise ValueError(f"{what} needs a caption that is not empty, got {caption!r}")
-    _check_encodable(caption, what)
+    _check_encodable(caption, f"the caption of {what}")
 
 
-def _check_encodable(caption: str, what: str) -> None:
-    """A terminal hands on bytes that are no UTF-8 as lone surrogates, which no tokenizer takes."""
+def _check_encodable(text: str, what: str) -> None:
+    """A terminal hands on bytes that are no UTF-8 as lone surrogates, which no tokenizer, file or database takes."""
     try:
-        caption.encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"the caption of {what} is not valid text: {caption!r}: write it in UTF-8") from error
+        raise ValueError(f"{what} is not valid text: {text!r}: write it in UTF-8") from error
+
+
+def _name_of(path: Path) -> str:
+    """A story's name by its file; file names need not be text."""
+    return path.stem.encode(errors="replace").decode()
 
 
 def _check_count(value: int, what: str, *, minimum: int) -> None:

@@ -117,7 +117,7 @@ class WordEncoder:
 @pytest.fixture(scope="session")
 def tiny_preset() -> Preset:
     dit = DiTConfig(
-        dim=32, ffn_dim=48, num_heads=2, num_layers=1, in_channels=4, out_channels=4, text_dim=8, text_len=TEXT_LENGTH
+        dim=32, ffn_dim=48, num_heads=2, num_layers=2, in_channels=4, out_channels=4, text_dim=8, text_len=TEXT_LENGTH
     )
     return replace(
         STORYWORLD,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -139,6 +140,19 @@ def test_pins_removals_and_pictures_act_at_the_next_choice() -> None:
     assert (0, 40) not in [frame.id for frame in memory.choose("next")]
 
 
+def test_more_pins_than_places_are_refused_until_one_is_removed() -> None:
+    memory, photo = memory_of(2), np.full((2, 2, 3), 9, np.uint8)
+    memory.pin((0, 40))
+    pictures = [memory.add_picture(photo, "my dog") for _ in range(5)]
+    memory.pin((0, 40))
+    for once_more in (lambda: memory.add_picture(photo, "my cat"), lambda: memory.pin((1, 40))):
+        with pytest.raises(ValueError, match="remove one of them first"):
+            once_more()
+    memory.remove(pictures[0])
+    assert memory.add_picture(photo, "my cat") == (-1, 5)
+    assert (-1, 5) in [frame.id for frame in memory.choose("next")]
+
+
 def test_unknown_frames_are_refused() -> None:
     with pytest.raises(ValueError, match="not in memory"):
         memory_of(1).pin((4, 0))
@@ -166,6 +180,19 @@ def test_frames_of_an_endless_shot_are_thinned_but_the_last_is_kept() -> None:
     assert shown.at(199)[1] == "caption 199"
     assert shown.at(0)[1] == "caption 0"
     assert abs(int(shown.at(100)[0][0, 0, 0]) - 100) <= 16
+
+
+def test_an_endless_shot_keeps_no_frames_but_those_it_may_be_asked_for() -> None:
+    shown, chunks = ShownFrames(limit=32), list[weakref.ref[np.ndarray]]()
+    for i in range(64):
+        chunk = np.full((4, 2, 2, 3), i, np.uint8)
+        chunks.append(weakref.ref(chunk))
+        shown.add(chunk, "a fox")
+        del chunk
+        alive = sum(ref() is not None for ref in chunks)
+        assert alive <= 32 // 4 + 1, "a frame that is left must not keep those it came with"
+    assert shown._pages.num_bytes <= 34 * 2 * 2 * 3
+    assert all((shown.at(i)[0] == shown.kept(i) // 4).all() for i in range(256))
 
 
 @pytest.mark.parametrize("aired", [None, 171, 3])

@@ -153,9 +153,8 @@ def test_streaming_equals_the_masked_form_where_the_past_is_let_go(tiny_dit: DiT
     scene = Scene(tiny_dit, (0, 4))
     rollout, chunks = scene.rollout(), list[DenoisedChunk]()
     for chunk in range(5):
-        if chunk == let_go_at:
-            rollout.let_go(CHUNK)
-        chunks.append(scene.next_chunk(rollout, caption_of(chunk)))
+        keep = CHUNK if chunk == let_go_at else None
+        chunks.append(scene.next_chunk(rollout, caption_of(chunk), keep_frames=keep))
     streamed = torch.cat([chunk.clean for chunk in chunks], dim=1)
     with torch.no_grad():
         masked = masked_form(scene, chunks, let_go_at=let_go_at)
@@ -179,9 +178,9 @@ def test_frames_that_were_let_go_have_no_effect_and_those_kept_do(scene: Scene, 
     def after(changed: slice) -> Tensor:
         rollout = scene.rollout()
         scene.shot(rollout, 3)
-        rollout.let_go(keep_frames)
+        rollout.commit()
         rollout.slab.values[..., rollout.slab.tokens(changed.start) : rollout.slab.tokens(changed.stop), :] += 1.0
-        return scene.next_chunk(rollout, caption=5).clean
+        return scene.next_chunk(rollout, caption=5, keep_frames=keep_frames).clean
 
     kept = CONTEXT + 3 * CHUNK - keep_frames
     usual = after(slice(0, 0))
@@ -195,17 +194,32 @@ def test_letting_go_of_nothing_changes_nothing(scene: Scene, num_chunks: int) ->
     usual, told = scene.rollout(), scene.rollout()
     for rollout in (usual, told):
         scene.shot(rollout, num_chunks)
-    told.let_go(num_chunks * CHUNK)
-    assert torch.equal(scene.next_chunk(told).clean, scene.next_chunk(usual).clean)
+    wanted = scene.next_chunk(usual).clean
+    assert torch.equal(scene.next_chunk(told, keep_frames=num_chunks * CHUNK).clean, wanted)
 
 
 def test_the_next_shot_reads_all_of_itself_again(scene: Scene) -> None:
     fresh, used = scene.rollout(), scene.rollout()
     scene.shot(used, 2)
-    used.let_go(1)
+    scene.next_chunk(used, keep_frames=1)
     used.open_shot(scene.context())
     for again, first in zip(scene.shot(used, 3), scene.shot(fresh, 3), strict=True):
         assert torch.equal(again.clean, first.clean)
+
+
+@pytest.mark.parametrize("when", ["before a pass", "afterwards"])
+def test_a_chunk_given_up_lets_go_of_nothing(scene: Scene, when: str) -> None:
+    rollout, twin = scene.rollout(), scene.rollout()
+    for one in (rollout, twin):
+        scene.shot(one, 2)
+    if when == "afterwards":
+        scene.next_chunk(rollout, caption=5, keep_frames=1)
+        rollout.take_back()
+    else:
+        with pytest.raises(ChunkAbandoned):
+            scene.next_chunk(rollout, caption=5, keep_frames=1, keep_going=iter((True, False)).__next__)
+    for again, wanted in zip(scene.shot(rollout, 2), scene.shot(twin, 2), strict=True):
+        assert torch.equal(again.clean, wanted.clean)
 
 
 def test_the_future_never_changes_the_past(scene: Scene) -> None:

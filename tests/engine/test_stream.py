@@ -150,6 +150,38 @@ def test_steers_known_beforehand_equal_steers_given_live(tiny_engine: Engine) ->
     assert np.array_equal(frames(chunks), frames(planned))
 
 
+def test_a_steer_given_before_the_first_chunk_equals_one_given_with_the_cut(tiny_engine: Engine) -> None:
+    live, planned = tiny_engine.stream(seed=3), tiny_engine.stream(seed=3)
+    live.cut("a fox", num_chunks=3)
+    live.steer("it rains")
+    planned.cut("a fox", num_chunks=3, steers=[Steer(chunk=0, caption="it rains")])
+    chunks = list(live)
+    assert np.array_equal(frames(chunks), frames(planned))
+    assert [[one.kind for one in chunk.applied] for chunk in chunks] == [["cut", "steer"], [], []]
+    again = tiny_engine.stream(seed=3)
+    made = [KeptChunk(latent=chunks[0].latent, caption=chunks[0].caption)]
+    again.reopen(
+        KeptShot(index=0, take=0, caption="a fox", steers=("it rains",), num_chunks=3, context=(), chunks=made)
+    )
+    assert np.array_equal(frames(again), frames(chunks[1:]))
+
+
+def test_what_is_done_to_a_chunks_arrays_changes_nothing_of_the_story(tiny_engine: Engine) -> None:
+    def film(spoil: bool) -> list[np.ndarray]:
+        stream, made = tiny_engine.stream(seed=4), list[np.ndarray]()
+        for caption in ("a fox", "the city"):
+            stream.cut(caption, num_chunks=2)
+            for chunk in stream:
+                made.append(chunk.frames.copy())
+                if spoil:
+                    chunk.frames[...] = 0
+                    chunk.latent[...] = 0
+        return made
+
+    for spoilt, usual in zip(film(True), film(False), strict=True):
+        assert np.array_equal(spoilt, usual)
+
+
 def test_a_planned_steer_that_replaces_equals_a_shot_described_anew(tiny_engine: Engine) -> None:
     live = tiny_engine.stream(seed=3)
     live.cut("a fox", num_chunks=3, steers=[Steer(chunk=0, caption="it rains")])
@@ -415,6 +447,49 @@ def test_an_unwanted_chunk_is_abandoned_and_made_again_as_if_nothing_had_happene
         next(interrupted)
     interrupted.keep_going = lambda: True
     np.testing.assert_array_equal(next(interrupted).frames, next(plain).frames)
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_chunk_whose_decoding_fails_is_made_when_the_stream_is_asked_again(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], teacher: bool
+) -> None:
+    engine = tiny_engine
+    if teacher:
+        engine = TeacherEngine(engine.preset, engine.model, engine.codec, engine.text, num_steps=2)
+    twin, stream = engine.stream(seed=2), engine.stream(seed=2)
+    for one in (twin, stream):
+        one.cut("a fox", num_chunks=3)
+    wanted, made, decode = list(twin), list[Chunk](), stream._decode
+    for index in range(3):
+
+        def fail(*args: object) -> np.ndarray:
+            raise error("no")
+
+        monkeypatch.setattr(stream, "_decode", fail)
+        with pytest.raises(error):
+            next(stream)
+        monkeypatch.setattr(stream, "_decode", decode)
+        made.append(next(stream))
+        assert made[-1].index == index
+    assert np.array_equal(frames(made), frames(wanted))
+    assert [chunk.applied for chunk in made] == [chunk.applied for chunk in wanted]
+
+
+def test_a_steer_that_an_abandoned_chunk_had_and_that_was_taken_back_leaves_no_trace(tiny_engine: Engine) -> None:
+    engine = copy.copy(tiny_engine)
+    engine.preset = replace(engine.preset, frames_after_steer=1)
+    stream, twin = engine.stream(seed=1), engine.stream(seed=1)
+    for one in (stream, twin):
+        one.cut("a fox", num_chunks=5)
+    made, usual = list(islice(stream, 2)), list(twin)
+    stream.rewrite("a fox", ["he runs"])
+    stream.keep_going = iter((True, False)).__next__
+    with pytest.raises(ChunkAbandoned):
+        next(stream)
+    stream.keep_going = lambda: True
+    stream.rewrite("a fox")
+    assert np.array_equal(frames(made + list(stream)), frames(usual))
 
 
 def test_what_takes_effect_in_an_abandoned_chunk_takes_effect_once_when_it_is_made_again(tiny_engine: Engine) -> None:

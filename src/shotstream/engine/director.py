@@ -36,6 +36,7 @@ from shotstream.engine.direction import (
     Located,
     NewShot,
     NotWritten,
+    OpenShot,
     Remembered,
     Result,
     Saved,
@@ -67,10 +68,9 @@ from shotstream.engine.messages import (
 )
 from shotstream.engine.planning import Planning
 from shotstream.engine.takes import Takes
-from shotstream.engine.underway import LATE_STEP_MS, Instruction, RunningShot, Story, at_of, text_of
+from shotstream.engine.underway import LATE_STEP_MS, MAX_CHUNKS, Instruction, RunningShot, Story, at_of, text_of
 
 MAX_PENDING = 32
-MAX_CHUNKS = 10_000
 KNOWN_IDS = 4096
 """So many ids of commands are remembered: none of them may come again."""
 
@@ -240,6 +240,8 @@ class Director(Planning, Airing):
                 return self._trouble
             case Extend() if self._shot is None:
                 return "there is no shot to extend yet"
+            case Extend() if self._making is not None and isinstance(self._making.work, OpenShot):
+                return "the next shot is being opened: extend it when it runs"
             case Extend() | Steer() if self._has_ended(now):
                 return "the shot has ended: cut to a new one"
             case Cut() | Steer() | Memory() if len(self._pending) + len(self._edits) >= MAX_PENDING:
@@ -292,7 +294,8 @@ class Director(Planning, Airing):
             self._edits.remove(edit)
             self._notices.end(edit, "superseded", reason="cancelled")
         else:
-            self._notices.end(command, "failed", reason="that command is not pending: it took effect or ended before")
+            reason = "that command is not pending: it is being made, took effect or ended before"
+            self._notices.end(command, "failed", reason=reason)
             return
         self._notices.end(command, "applied")
 

@@ -88,6 +88,9 @@ class _Counter:
     def open_shot(self, context: Context) -> None:
         self.chunk_index = 0
 
+    def take_back(self) -> None:
+        self.chunk_index -= 1
+
 
 class FakeStream(Stream):
     """A stream whose chunks are drawn instead of denoised."""
@@ -124,7 +127,7 @@ class FakeStream(Stream):
         with timings.measure("decode"):
             frames = self._draw(shot, index, caption)
         self._counter.chunk_index += 1
-        shot.shown.add(frames, caption)
+        self._show(shot, frames, caption)
         preset = self.engine.preset
         return Chunk(
             frames=frames,

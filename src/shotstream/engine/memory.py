@@ -106,12 +106,14 @@ class Pages:
 class ShownFrames:
     """The frames of a running shot, kept losslessly until it is known which will be remembered.
 
-    Of a shot longer than `limit` frames every second, fourth, ... is kept, and always the last: memory stays flat.
+    Of a shot longer than `limit` frames every second, fourth, ... is kept, and always the last: memory stays flat. What
+    is left when some go has pages of its own: a view would keep all frames it came with.
     """
 
     def __init__(self, limit: int = 1024) -> None:
         self.num_frames = 0
         self._limit, self._stride = limit, 1
+        self._pages = Pages(0)
         self._frames: dict[int, tuple[npt.NDArray[np.uint8], str]] = {}
         self._last: tuple[npt.NDArray[np.uint8], str] | None = None
         self._last_number = -1
@@ -121,11 +123,15 @@ class ShownFrames:
         for frame in frames_THWC:
             self._last, self._last_number = (frame, caption), self.num_frames
             if self.num_frames % self._stride == 0:
-                self._frames[self.num_frames] = self._last
+                self._frames[self.num_frames] = self._last if self._stride == 1 else self._own(self._last)
             self.num_frames += 1
         if len(self._frames) > self._limit:
-            self._stride *= 2
-            self._frames = {i: frame for i, frame in self._frames.items() if i % self._stride == 0}
+            first_time, self._stride = self._stride == 1, self._stride * 2
+            left = {i: frame for i, frame in self._frames.items() if i % self._stride == 0}
+            self._frames = {i: self._own(frame) for i, frame in left.items()} if first_time else left
+
+    def _own(self, frame: tuple[npt.NDArray[np.uint8], str]) -> tuple[npt.NDArray[np.uint8], str]:
+        return self._pages.copy(frame[0]), frame[1]
 
     @property
     def last_caption(self) -> str:
@@ -244,13 +250,25 @@ class ShotMemory:
         return tuple(sorted([*pinned, *ruled[:room]], key=lambda frame: frame.id))
 
     def pin(self, id: FrameId) -> None:
-        """Remember a kept frame at every following cut. Raises ValueError if it is not kept."""
-        self.pin_frame(replace(self._find(id), reason="pinned"))
+        """Remember a kept frame at every following cut. Raises ValueError if it is not kept or there is no place."""
+        frame = self._find(id)
+        self.check_place(id)
+        self.pin_frame(replace(frame, reason="pinned"))
+
+    def check_place(self, id: FrameId) -> None:
+        """Raises ValueError if a frame cannot be pinned because others are, in every place there is."""
+        if id not in self._pinned and len(self._pinned) >= self.capacity:
+            raise ValueError(
+                f"{len(self._pinned)} pictures are pinned already, and no more are remembered: remove one of them first"
+            )
 
     def pin_frame(self, frame: MemoryFrame) -> None:
-        """Pin a frame that is not kept yet: one of the running shot."""
+        """Pin a frame that is not kept, of the running shot or a picture of the user's own, whether or not there is a
+        place: beyond `capacity` the oldest pins count."""
         self._pinned[frame.id] = frame
         self._removed.discard(frame.id)
+        if frame.id[0] == PICTURE_SHOT:
+            self._pictures = max(self._pictures, frame.id[1] + 1)
 
     def remove(self, id: FrameId) -> None:
         """Leave a frame out of every following cut. Raises ValueError if it is not kept."""
@@ -263,10 +281,13 @@ class ShotMemory:
         self._removed.add(id)
 
     def add_picture(self, pixels_HWC: npt.NDArray[np.uint8], caption: str) -> FrameId:
-        """Pin a picture of the user's own, uint8 [H, W, 3] in the preset's size. Returns its id."""
+        """Pin a picture of the user's own, uint8 [H, W, 3] in the preset's size. Returns its id.
+
+        Raises ValueError if there is no place for it.
+        """
         id = (PICTURE_SHOT, self._pictures)
-        self._pictures += 1
-        self._pinned[id] = MemoryFrame(id=id, pixels=pixels_HWC, caption=caption, reason="picture")
+        self.check_place(id)
+        self.pin_frame(MemoryFrame(id=id, pixels=pixels_HWC, caption=caption, reason="picture"))
         return id
 
     def pinned(self, id: FrameId) -> MemoryFrame:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from shotstream.engine.direction import EditMemory, NewShot, NextChunk, OpenShot, Wait
 from shotstream.engine.live_story import LiveStory
 from shotstream.engine.messages import At, Cut, Memory, Start
-from shotstream.engine.underway import Instruction, Making, RunningShot, quantile_of
+from shotstream.engine.underway import MAX_CHUNKS, Instruction, Making, RunningShot, quantile_of
 
 _IDLE = 0.05
 """Seconds of idleness before a chunk that show it was asked for at short notice."""
@@ -56,10 +56,12 @@ class Planning(LiveStory):
         shot = self._shot
         if shot is None or self._leftover or self._making is not None or shot.num_made < shot.num_chunks:
             return False
+        if shot.num_made >= MAX_CHUNKS:
+            return False
         here = _next_chunk(shot)
         if self._pending.waiting_cut() or self._pending.scheduled_cut(here) or not self._pending.steers(here):
             return False
-        shot.num_chunks = shot.num_made + self.config.steer_chunks
+        shot.num_chunks = min(MAX_CHUNKS, shot.num_made + self.config.steer_chunks)
         return True
 
     def _begin_at(self, times: deque[float]) -> float:

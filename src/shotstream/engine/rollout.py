@@ -97,8 +97,8 @@ class Rollout:
         self.chunk_index = 0
         """Index, within the shot, of the chunk that `next_chunk` will make."""
         self._pending: tuple[Tensor, CaptionKV] | None = None
-        self._since = 0
-        """First frame of the shot that its next chunks read."""
+        self._since = self._since_before = 0
+        """First frame of the shot that the last chunk made read, and the one before it; later ones read on from it."""
         self._shot_ids = torch.zeros(batch, device=self.device)
         self._context_ids = torch.zeros(batch, config.slab.context_frames, device=self.device)
         self.refresh_time()
@@ -132,7 +132,8 @@ class Rollout:
             raise ValueError(f"context latents must be {list(expected)}, got {list(context.latents.shape)}")
         self._context_ids = context.shot_ids.to(self.device)
         self._shot_ids = context.own_shot_id.to(self.device)
-        self._pending, self.chunk_index, self._since = None, 0, 0
+        self._pending, self.chunk_index = None, 0
+        self._since = self._since_before = 0
         self.slab.forget_shot()
         self._window_rotary = self._shot_rotary()
         attention = SlabAttention(self.slab, 0, (slice(0, self.slab.tokens(frames)),))
@@ -147,19 +148,22 @@ class Rollout:
         captions: CaptionKV,
         noise: NoiseSource,
         *,
+        keep_frames: int | None = None,
         exit_step: int | None = None,
         keep_going: Callable[[], bool] = lambda: True,
     ) -> DenoisedChunk:
         """Denoise the shot's next chunk.
 
         Args: captions one row per batch row, in force for this chunk; noise addressed by step;
+            keep_frames: from this chunk on, read only so many of the newest frames of the shot so far, until another is
+            opened (what a shot already shows holds it back from showing something else), None is as before;
             exit_step stops after that pass (distillation), None runs all;
             keep_going is asked before every pass; ChunkAbandoned is raised where it says no.
         """
         self._commit_pending()
-        chunk = self.chunk_index
+        chunk, since = self.chunk_index, self._from(keep_frames)
         rotary = self._enter(chunk)
-        attention = self._attention(chunk)
+        attention = self._attention(chunk, since)
         last = self.config.num_steps - 1 if exit_step is None else exit_step
         x_t = clean = noise(0).to(self.device, torch.float32)
         for step in range(last + 1):
@@ -169,34 +173,34 @@ class Rollout:
                 x_t = self._renoise(clean, noise(step), step)
             output = self.model.forward_tokens(x_t, self._time[step], rotary, captions, attention, opening=chunk == 0)
             clean = self._clean(output, x_t, step)
-        self._pending, self.chunk_index = (clean, captions), chunk + 1
+        self._made(clean, captions, since)
         return DenoisedChunk(clean, x_t, last)
 
-    def restore_chunk(self, clean: Tensor, captions: CaptionKV) -> None:
+    def restore_chunk(self, clean: Tensor, captions: CaptionKV, *, keep_frames: int | None = None) -> None:
         """Take a finished chunk's latents [B, F, C, h, w] as if just denoised (resume, branch, true history)."""
         with torch.no_grad():
             self._commit_pending()
             self._enter(self.chunk_index)
-        self._pending, self.chunk_index = (clean.to(self.device, torch.float32), captions), self.chunk_index + 1
+        self._made(clean.to(self.device, torch.float32), captions, self._from(keep_frames))
 
     def take_back(self) -> None:
         """Undo the last `next_chunk`, which nothing has followed yet: the chunk will be made again."""
         assert self._pending is not None, "a chunk that is committed stays"
-        self._pending, self.chunk_index = None, self.chunk_index - 1
+        self._pending, self.chunk_index, self._since = None, self.chunk_index - 1, self._since_before
+
+    def _made(self, clean: Tensor, captions: CaptionKV, since: int) -> None:
+        self._pending, self.chunk_index = (clean, captions), self.chunk_index + 1
+        self._since_before, self._since = self._since, since
+
+    def _from(self, keep_frames: int | None) -> int:
+        """First frame of the shot that the next chunk reads."""
+        made = self.chunk_index * self.config.slab.chunk_frames
+        return self._since if keep_frames is None else max(0, made - keep_frames)
 
     @torch.no_grad()
     def commit(self) -> None:
         """Write the last chunk's clean keys now instead of at the next chunk."""
         self._commit_pending()
-
-    @torch.no_grad()
-    def let_go(self, keep_frames: int) -> None:
-        """From the next chunk on, read only the last `keep_frames` frames of the shot so far, until another is opened.
-
-        What a shot already shows holds it back from showing something else. Not for a rollout that is replayed.
-        """
-        self._commit_pending()  # the last chunk itself still reads everything before it
-        self._since = max(0, self.chunk_index * self.config.slab.chunk_frames - keep_frames)
 
     def replay(self, chunk: int, noisy: Tensor, step: int, captions: CaptionKV, time: TimeEmbedding) -> Tensor:
         """One pass of an already made chunk, with gradient to the model, against the read-only slab before it.
@@ -221,9 +225,9 @@ class Rollout:
             self.slab.turn_anchors(written, self._anchor_rotary(shift))
         return self._chunk_rotary(chunk)
 
-    def _attention(self, chunk: int) -> SlabAttention:
+    def _attention(self, chunk: int, since: int) -> SlabAttention:
         config, tokens = self.config.slab, self.slab.tokens
-        reads = tuple(slice(tokens(r.start), tokens(r.stop)) for r in config.readable(chunk, self._since))
+        reads = tuple(slice(tokens(r.start), tokens(r.stop)) for r in config.readable(chunk, since))
         return SlabAttention(self.slab, tokens(config.chunk_slot(chunk)), reads)
 
     def _commit_pending(self) -> None:
@@ -231,7 +235,7 @@ class Rollout:
             return
         clean, captions = self._pending
         chunk = self.chunk_index - 1
-        attention, rotary = self._attention(chunk), self._chunk_rotary(chunk)
+        attention, rotary = self._attention(chunk, self._since), self._chunk_rotary(chunk)
         self.model.forward_tokens(
             clean, self._time[-1], rotary, captions, attention, keys_only=True, opening=chunk == 0
         )

@@ -9,6 +9,7 @@ T pixel frames, H W pixels, C latent channels, h w latent size.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ class Chunk:
     """Three latent frames' worth of finished video."""
 
     frames: npt.NDArray[np.uint8]
-    """[T, H, W, 3] RGB; T is 9 for the first chunk of a shot, 12 afterwards."""
+    """[T, H, W, 3] RGB; T is 9 for the first chunk of a shot, 12 afterwards. The stream has a copy: draw on them."""
     shot: int
     index: int
     """Of the chunk within its shot."""
@@ -195,6 +196,8 @@ class ShotMaker(Protocol):
 
     def open_shot(self, context: Context) -> None: ...
 
+    def take_back(self) -> None: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class _PendingCut:
@@ -240,6 +243,8 @@ class Stream:
         self._running: _RunningShot | None = None
         self._cut: _PendingCut | None = None
         self._pending_steers: list[str] = []
+        self._directed = threading.Lock()
+        """Held where a cut or steers become pending, or those that were are taken."""
         self._next_index = self._first_index = first_shot
         self.keep_going: Callable[[], bool] = lambda: True
         """Asked before every denoise pass of the student and while its chunks are decoded, by the thread that iterates.
@@ -270,8 +275,9 @@ class Stream:
         """
         shot = Shot(caption=caption, steers=tuple(steers), num_chunks=num_chunks)
         self._check(shot, self._next_index)
-        self._pending_steers = []
-        self._cut = _PendingCut(shot=shot, take=take, aired_frames=aired_frames)
+        with self._directed:
+            self._pending_steers = []
+            self._cut = _PendingCut(shot=shot, take=take, aired_frames=aired_frames)
 
     def steer(self, caption: str) -> None:
         """Change the shot from its next chunk on; after a cut, the shot that it opens. A shot that has run its length
@@ -280,15 +286,16 @@ class Stream:
         Raises: ValueError, before anything changes, if there is no shot, the caption is empty, or what is in force then
             or after a later planned steer gets too long.
         """
-        cut, running = self._cut, self._running
-        if cut is not None:
-            shot, index, chunk = cut.shot, self._next_index, 0
-        elif running is not None:
-            shot, index, chunk = running.shot, running.index, self.chunk_index
-        else:
-            raise ValueError("there is no shot to steer yet: cut to one first")
-        self._check(_steered(shot, chunk, [*self._pending_steers, caption]), index, first=chunk)
-        self._pending_steers.append(caption)
+        with self._directed:
+            cut, running = self._cut, self._running
+            if cut is not None:
+                shot, index, chunk = cut.shot, self._next_index, 0
+            elif running is not None:
+                shot, index, chunk = running.shot, running.index, self.chunk_index
+            else:
+                raise ValueError("there is no shot to steer yet: cut to one first")
+            self._check(_steered(shot, chunk, [*self._pending_steers, caption]), index, first=chunk)
+            self._pending_steers.append(caption)
 
     def rewrite(self, caption: str, steers: Sequence[str] = ()) -> None:
         """Describe the running shot anew, from its next chunk on: the shot's caption and the steers in force.
@@ -312,21 +319,27 @@ class Stream:
         shot = _RunningShot(kept.index, kept.take, plan, kept.context)
         self._begin_shot(shot, kept.chunks[0].caption)
         for chunk in kept.chunks:
-            shot.shown.add(self._replay(shot, chunk), chunk.caption)
+            self._show(shot, self._replay(shot, chunk), chunk.caption)
         self._running, self._next_index = shot, shot.index + 1
 
     def pin(self, id: FrameId) -> None:
-        """Remember a frame at every following cut; it may be of the running shot. Raises ValueError if it is gone."""
+        """Remember a frame at every following cut; it may be of the running shot.
+
+        Raises ValueError if it is gone, or as many frames are pinned as can be remembered.
+        """
         running = self._running
         if running is not None and id[0] == self.memory.num_shots and 0 <= id[1] < running.shown.num_frames:
+            self.memory.check_place(id)
             pixels, caption = running.shown.at(id[1])
-            self.memory.pin_frame(MemoryFrame(id=id, pixels=pixels, caption=caption, reason="pinned"))
+            # A copy: a view would keep the page of its whole chunk.
+            self.memory.pin_frame(MemoryFrame(id=id, pixels=pixels.copy(), caption=caption, reason="pinned"))
         else:
             self.memory.pin(id)
 
     def forget(self, id: FrameId) -> None:
         """Leave a frame out of every following cut; it may be of the running shot. Raises ValueError if it is gone."""
-        if self._running is not None and id[0] == self.memory.num_shots:
+        running = self._running
+        if running is not None and id[0] == self.memory.num_shots and 0 <= id[1] < running.shown.num_frames:
             self.memory.forget_frame(id)
         else:
             self.memory.remove(id)
@@ -344,7 +357,7 @@ class Stream:
 
         Nothing else changes: the next cut has its latents at hand, the same that it would have made.
         """
-        if self._running is not None:
+        if self._running is not None and self._running.shown.num_frames:
             self._latents.of(self._running.shown.at(0)[0])
 
     def extend(self, num_chunks: int = EXTEND_CHUNKS) -> None:
@@ -372,7 +385,8 @@ class Stream:
         running = self._running
         if running is None:
             raise StopIteration
-        pending, self._pending_steers = self._pending_steers, []
+        with self._directed:
+            pending, self._pending_steers = self._pending_steers, []
         running.shot = _steered(running.shot, self.chunk_index, pending)
         if self.chunk_index >= running.shot.num_chunks:
             raise StopIteration
@@ -396,16 +410,14 @@ class Stream:
             captions = self._captions(caption)
         with timings.measure("commit"):
             self._rollout.commit()
-            self._let_go(shot, caption)
         with timings.measure("denoise"):
-            noise = self._noise(shot, self.chunk_index)
-            return self._rollout.next_chunk(captions, noise, keep_going=self._wanted).clean
+            noise, keep = self._noise(shot, self.chunk_index), self._keep_frames(shot, caption)
+            return self._rollout.next_chunk(captions, noise, keep_frames=keep, keep_going=self._wanted).clean
 
-    def _let_go(self, shot: _RunningShot, caption: str) -> None:
-        """Where another caption comes into force within a shot, let go of most that the shot showed before."""
-        keep = self.engine.preset.frames_after_steer
-        if keep is not None and shot.shown.num_frames and caption != shot.shown.last_caption:
-            self._rollout.let_go(keep)
+    def _keep_frames(self, shot: _RunningShot, caption: str) -> int | None:
+        """Where another caption comes into force within a shot, how many frames of it still count; None: as before."""
+        steered = shot.shown.num_frames and caption != shot.shown.last_caption
+        return self.engine.preset.frames_after_steer if steered else None
 
     def _wanted(self) -> bool:
         """Whether somebody still waits for the chunk that is being made."""
@@ -417,7 +429,10 @@ class Stream:
         if cut is None:
             return False
         self._remember_running(cut.aired_frames)
-        shot = _RunningShot(self._next_index, cut.take, cut.shot)
+        with self._directed:
+            pending = self._pending_steers if self._cut is cut else []
+            steers = tuple(pending)
+        shot = _RunningShot(self._next_index, cut.take, _steered(cut.shot, 0, steers))
         caption = self._compose(shot.shot, 0, shot.index)
         with timings.measure("text"):
             self._captions(caption)
@@ -426,9 +441,11 @@ class Stream:
             self.opening(shot.context)
             self._begin_shot(shot, caption)
         # Only now: had choosing or encoding failed, the cut would still be pending. A newer cut stays pending.
-        self._running, self._next_index = shot, shot.index + 1
-        if self._cut is cut:
-            self._cut = None
+        with self._directed:
+            self._running, self._next_index = shot, shot.index + 1
+            del pending[: len(steers)]
+            if self._cut is cut:
+                self._cut = None
         return True
 
     def _begin_shot(self, shot: _RunningShot, caption: str) -> None:
@@ -438,10 +455,9 @@ class Stream:
 
     def _replay(self, shot: _RunningShot, chunk: KeptChunk) -> npt.NDArray[np.uint8]:
         """Commit a finished chunk; returns its frames."""
-        latent = chunk.latent.to(self.engine.model.device)
-        self._let_go(shot, chunk.caption)
-        self._rollout.restore_chunk(latent, self._captions(chunk.caption))
-        return self._decode(shot, latent)
+        latent, keep = chunk.latent.to(self.engine.model.device), self._keep_frames(shot, chunk.caption)
+        self._rollout.restore_chunk(latent, self._captions(chunk.caption), keep_frames=keep)
+        return self._decode(latent)
 
     def _captions(self, caption: str) -> CaptionKV:
         """Keys and values of the caption in force: the same tensors as long as it is."""
@@ -449,27 +465,29 @@ class Stream:
             self._caption_in_force, self._kv_in_force = caption, self.engine.caption_kv(caption)
         return self._kv_in_force
 
-    def _decode_if_wanted(self, shot: _RunningShot, latent: Tensor) -> npt.NDArray[np.uint8]:
-        """The frames of the chunk that was just denoised. Raises ChunkAbandoned, and then it never was."""
+    def _decode_if_wanted(self, latent: Tensor) -> npt.NDArray[np.uint8]:
+        """The frames of the chunk that was just denoised. Whatever is raised, the chunk then never was."""
 
         def check() -> None:
             if not self._wanted():
                 raise ChunkAbandoned(f"chunk {self.chunk_index - 1} was abandoned while it was decoded")
 
         try:
-            return self._decode(shot, latent, check)
-        except ChunkAbandoned:
-            self._rollout.take_back()
+            return self._decode(latent, check)
+        except BaseException:  # an interrupt from the keyboard, too: it is made when the stream is asked again
+            self._maker.take_back()
             raise
 
-    def _decode(
-        self, shot: _RunningShot, latent: Tensor, between: Callable[[], None] = nothing
-    ) -> npt.NDArray[np.uint8]:
+    def _decode(self, latent: Tensor, between: Callable[[], None] = nothing) -> npt.NDArray[np.uint8]:
         """The frames of a shot's next chunk, uint8 [T, H, W, 3]."""
         decoded = self.engine.codec.decode_chunk(latent, self._decoder, between=between)
         frames: npt.NDArray[np.uint8] = decoded[0].cpu().numpy()
+        return frames
+
+    def _show(self, shot: _RunningShot, frames: npt.NDArray[np.uint8], caption: str) -> None:
+        """Keep a copy of a finished chunk's frames, for what will be remembered of them."""
         pages = self._chunk_pages if shot.shown.num_frames else self._opening_pages
-        return pages.copy(frames)
+        shot.shown.add(pages.copy(frames), caption)
 
     def _remember_running(self, aired_frames: int | None) -> None:
         if self._running is not None:
@@ -490,14 +508,14 @@ class Stream:
         caption = self._compose(shot.shot, index, shot.index)
         latent = self._denoise(shot, caption, timings)
         with timings.measure("decode"):
-            frames = self._decode_if_wanted(shot, latent)
-        shot.shown.add(frames, caption)
+            frames = self._decode_if_wanted(latent)
+        self._show(shot, frames, caption)
         return Chunk(
             frames=frames,
             shot=shot.index,
             index=index,
             take=shot.take,
-            latent=latent,
+            latent=latent.clone(),  # its keys are still to be written
             caption=caption,
             applied=applied,
             context=shot.context,

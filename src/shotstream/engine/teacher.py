@@ -113,6 +113,10 @@ class TeacherRollout:
         self.chunk_index += 1
         return DenoisedChunk(part, part, len(self.config.sigmas) - 1)
 
+    def take_back(self) -> None:
+        """Undo the last `next_chunk`."""
+        self.chunk_index -= 1
+
     def _guided(self, x_t: Tensor, sigma: float, captions: CaptionKV) -> Tensor:
         assert self._context is not None, "open a shot first"
         conditional = self._velocity(x_t, sigma, captions)

@@ -25,6 +25,8 @@ from shotstream.engine.messages import (
     Undo,
 )
 
+MAX_CHUNKS = 10_000
+"""Of a shot, however often it is made longer."""
 LATE_STEP_MS = 500.0
 """Lateness is said anew when it has changed by so much."""
 _ON_TIME_AGAIN = 3

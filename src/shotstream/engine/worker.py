@@ -50,7 +50,7 @@ from shotstream.engine.direction import (
     Work,
     Written,
 )
-from shotstream.engine.director import MAX_CHUNKS, Director
+from shotstream.engine.director import Director
 from shotstream.engine.memory import MemoryFrame
 from shotstream.engine.messages import (
     Branch,
@@ -68,6 +68,7 @@ from shotstream.engine.pictures import read_picture, thumbnail
 from shotstream.engine.rollout import ChunkAbandoned
 from shotstream.engine.stream import Chunk, Engine, Stream
 from shotstream.engine.turns import Turn
+from shotstream.engine.underway import MAX_CHUNKS
 from shotstream.engine.writer import Writer
 from shotstream.story import Steer
 
@@ -547,12 +548,8 @@ def _remember(stream: Stream, past: Past) -> None:
     for edit in past.edits:
         if edit.action == "remove":
             stream.memory.forget_frame(edit.id)
-        elif edit.frame is None:
-            continue
-        elif edit.action == "pin":
+        elif edit.frame is not None:
             stream.memory.pin_frame(edit.frame)
-        else:
-            stream.memory.add_picture(edit.frame.pixels, edit.frame.caption)
 
 
 def _remembered(frames: tuple[MemoryFrame, ...]) -> tuple[RememberedFrame, ...]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shotstream.engine.archive import ArchiveError, Batch, ChunkData, MemoryEdit, OpeningData, Past
 from shotstream.engine.direction import Place, Saved
-from shotstream.engine.director import KNOWN_IDS, MAX_CHUNKS
+from shotstream.engine.director import KNOWN_IDS
 from shotstream.engine.messages import (
     Accepted,
     Branch,
@@ -35,6 +35,7 @@ from shotstream.engine.messages import (
     TreeChanged,
     Undo,
 )
+from shotstream.engine.underway import MAX_CHUNKS
 from shotstream.server.protocol import to_json
 from shotstream.server.reader import KEPT_EVENTS, StoryReader
 from shotstream.server.records import GIVEN_AGAIN, RESTARTED

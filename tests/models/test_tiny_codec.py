@@ -231,6 +231,23 @@ def test_decoding_that_is_given_up_leaves_the_state_as_it_was(codec: TinyCodec, 
     assert torch.equal(codec.decode_chunk(second, state), expected)
 
 
+def test_a_published_codec_whose_decoding_fails_leaves_the_state_as_it_was(taehv: Taehv) -> None:
+    first, second = latents_of(taehv, 4).split([1, 3], dim=1)
+    state = taehv.new_decoder_state()
+    taehv.decode_chunk(first, state)
+    expected = taehv.decode_chunk(second, state.clone())
+
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    last = [module for module in taehv.decoder.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+    hook = last.register_forward_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        taehv.decode_chunk(second, state)
+    hook.remove()
+    assert torch.equal(taehv.decode_chunk(second, state), expected)
+
+
 def test_saved_and_loaded_is_the_same_codec(codec: TinyCodec, tmp_path: Path) -> None:
     path = tmp_path / "codec.safetensors"
     codec.save(path, {"recipe": "none"})

@@ -71,6 +71,23 @@ def test_a_cloned_state_goes_its_own_way(codec: WanCodec) -> None:
     assert torch.equal(codec.decode_chunk(second, branch), expected)
 
 
+def test_decoding_that_fails_leaves_the_state_as_it_was(codec: WanCodec) -> None:
+    first, rest = latents(4).split([1, 3], dim=1)
+    state, passes = codec.new_decoder_state(), iter(range(3))
+    codec.decode_chunk(first, state)
+    expected = codec.decode_chunk(rest, state.clone())
+
+    def fail(*args: object) -> None:
+        if next(passes) == 1:
+            raise KeyboardInterrupt
+
+    hook = codec.vae.decoder.conv_out.register_forward_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        codec.decode_chunk(rest, state)
+    hook.remove()
+    assert torch.equal(codec.decode_chunk(rest, state), expected)
+
+
 def test_clips_in_a_batch_equal_clips_alone(codec: WanCodec) -> None:
     alone = torch.cat([codec.decode(one) for one in latents(2, batch=2).split(1)])
     torch.testing.assert_close(codec.decode(latents(2, batch=2)), alone, atol=1e-5, rtol=0)

@@ -8,8 +8,11 @@ the codec was made for. One latent frame holds one pixel frame when it is the fi
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -125,7 +128,20 @@ class ChunkedCodec(ABC, nn.Module):
         Args: between is called before the work; what it raises ends it.
         """
         between()
-        return to_uint8(self.decode_raw(latents, state))
+        with unchanged_if_it_fails(state):
+            return to_uint8(self.decode_raw(latents, state))
+
+
+@contextmanager
+def unchanged_if_it_fails(state: Any) -> Iterator[None]:
+    """What is raised inside leaves a codec's state as it was. For states whose tensors are replaced, not written to."""
+    before = {field.name: copy.copy(getattr(state, field.name)) for field in fields(state)}
+    try:
+        yield
+    except BaseException:
+        for name, value in before.items():
+            setattr(state, name, value)
+        raise
 
 
 def to_uint8(pixels_BTCHW: Tensor) -> Tensor:

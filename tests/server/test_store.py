@@ -29,7 +29,16 @@ from shotstream.story import Steer
 class Set:
     """One story of a store with a worker on it; its media are the frames themselves."""
 
-    def __init__(self, engine: Engine, folder: Path, *, fps: int = 160, margin_s: float = 0.08, **config: Any) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        *,
+        fps: int = 160,
+        margin_s: float = 0.08,
+        expected_s: float = 0.02,
+        **config: Any,
+    ) -> None:
         self.engine = engine
         self.store = Store(StoreConfig(folder=folder, **config), engine.preset)
         self.archive = self.store.story("main")
@@ -40,7 +49,7 @@ class Set:
             TemplateWriter(Composer(check=engine.check_caption)),
             lambda frames: frames.tobytes(),
             config=DirectorConfig(
-                fps=fps, margin_s=margin_s, expected_chunk_s=0.02, expected_open_s=0.02, first_frames=9
+                fps=fps, margin_s=margin_s, expected_chunk_s=expected_s, expected_open_s=0.02, first_frames=9
             ),
             wake=self.woken.set,
             archive=self.archive,

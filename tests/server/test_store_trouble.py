@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from tests.server.test_store import Open, Set, film  # type: ignore[import-not-found]  # noqa: F401
 
 from shotstream.engine import messages as m
-from shotstream.engine.archive import ArchiveError
+from shotstream.engine.archive import ArchiveError, Batch
 from shotstream.engine.stream import Engine
 from shotstream.presets import Preset
 from shotstream.server import takefile
@@ -210,6 +212,51 @@ def test_a_full_disk_pauses_the_story_and_nothing_is_lost(
     again = film()
     assert again.snapshot.shots[0].made_chunks == 7
     assert [again.archive.media(1, k) for k in range(7)] == [media for _, media in one.chunks]
+
+
+@pytest.mark.parametrize("slow_s", [0.0, 0.3])
+def test_a_first_chunk_held_back_while_keeping_fails_is_kept_before_it_is_announced(
+    film: Open,  # noqa: F811
+    tiny_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    slow_s: float,
+) -> None:
+    one = film(fps=32, expected_s=0.36)  # longer than the first chunk is on air: it waits for the second
+    record, full = one.archive.record, threading.Event()
+    full.set()
+
+    def failing(batch: Batch) -> int:
+        if full.is_set() and any(isinstance(event, m.MemoryChanged) for event in batch.events):
+            time.sleep(slow_s)  # past the time at which the first chunk is due
+            raise ArchiveError("the disk is full: make room, then resume")
+        return record(batch)
+
+    monkeypatch.setattr(one.archive, "record", failing)
+    one.give(m.Start, "a", text="a fox", seed=5, num_chunks=3)
+    one.wait(lambda e: isinstance(e, m.Status) and e.state == "paused")
+    full.clear()
+    one.give(m.Resume, "b")
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 2)
+    assert one.ended("a").outcome == "applied"
+    stream = tiny_engine.stream(seed=5)
+    stream.cut("a fox", num_chunks=3)
+    assert [media for _, media in one.chunks] == [chunk.frames.tobytes() for chunk in stream]
+    again = film()
+    assert again.snapshot.shots[0].made_chunks == 3
+
+
+def test_what_goes_wrong_in_the_archive_itself_pauses_the_story(film: Open, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    one = _film_three(film)
+    with monkeypatch.context() as patch:
+        patch.setattr(one.archive, "record", lambda batch: 1 // 0)
+        one.give(m.Extend, "x", num_chunks=2)
+        event = one.wait(lambda e: isinstance(e, m.Status) and e.state == "paused")
+        assert isinstance(event, m.Status)
+        assert "ZeroDivisionError" in event.detail
+    one.wait(lambda e: isinstance(e, m.Ended) and e.id == "x")
+    one.give(m.Resume, "y")
+    one.wait(lambda e: isinstance(e, m.ChunkReady) and e.chunk == 4)
+    assert [event.chunk for event, _ in one.chunks] == list(range(5))
 
 
 def test_a_full_database_pauses_the_story_too(film: Open) -> None:  # noqa: F811

@@ -493,6 +493,11 @@ class Worker:
             except ArchiveError as error:
                 self._stop_for(str(error))
                 return
+            except Exception as error:
+                # Whoever called has other things to do, and must not end of it: people are told, and it is tried again.
+                log.exception("the archive failed")
+                self._stop_for(f"the story cannot be kept: {type(error).__name__}: {error}"[:300])
+                return
             self._unsaved.popleft()
             self._announce(batch.events, first, batch.chunks)
         if self.trouble:
@@ -505,8 +510,9 @@ class Worker:
         if reason == self.trouble:
             return
         log.error("the story is paused: %s", reason)
-        self.trouble = reason
-        events = self._director.handle(Trouble(reason=reason), time.monotonic())
+        self.trouble, now = reason, time.monotonic()
+        self._put(self._director.poll(now))  # what came due while keeping failed has to be kept before it is announced
+        events = self._director.handle(Trouble(reason=reason), now)
         assert self._archive is not None
         self._announce(events, self._archive.number(events), {})
 

@@ -267,10 +267,19 @@ _COURTESY = re.compile(
 _TRANSITION = re.compile(
     r"^(?:now |then |next,? )?(?:(?:hard )?cut|transition|switch|move|go|jump)(?: over)? to (?:a shot of )?", re.I
 )
-_MAKE_LOOK = re.compile(
-    r"^(?:now |then )?(?:make|let) (him|her|it|them|the [\w ]+?) (?:look|seem|be|become) (.+)$", re.I
+_VERBS = (
+    r"be|bow|burn|carry|catch|chase|clap|climb|close|come|cook|cough|cross|cry|dance|disappear|do|"
+    r"drink|drive|drop|eat|enter|explode|fade|fall|fight|float|fly|follow|freeze|frown|get|give|"
+    r"glow|go|grab|grin|have|hide|hold|hug|jog|jump|kick|kiss|kneel|land|laugh|lean|leap|leave|"
+    r"lie|lift|lower|melt|move|nod|open|paint|pick|play|point|pour|pull|push|put|rain|raise|"
+    r"reach|read|ride|rise|roll|run|say|shake|shiver|shout|show|sing|sit|sleep|smile|sneak|sneeze|"
+    r"snow|speak|spin|stand|stare|start|stop|stretch|stroll|stumble|swim|take|talk|think|throw|"
+    r"tremble|turn|use|vanish|wait|wake|walk|wave|wear|whisper|work|write|yawn"
 )
-_MAKE_DO = re.compile(r"^(?:now |then )?(?:make|let) (him|her|it|them|the [\w ]+?) (?:start to )?(\w+)(.*)$", re.I)
+"""After a subject these are verbs; another word may be an adjective ("make it darker"), which does not take an s."""
+_WHO = r"(him|her|it|them|the (?:[\w-]+ ){0,5}?[\w-]+)"
+_MAKE_LOOK = re.compile(rf"^(?:now |then )?(?:make|let) {_WHO} (?:look|seem|be|become) (.+)$", re.I)
+_MAKE_DO = re.compile(rf"^(?:now |then )?(?:make|let) {_WHO} (?:start to )?({_VERBS})\b(.*)$", re.I)
 _SUBJECT = {"him": "he", "her": "she", "it": "it", "them": "they"}
 
 
@@ -286,15 +295,23 @@ def _described(text: str, opens: bool) -> str:
     if opens:
         return _TRANSITION.sub("", text) or text
     if match := _MAKE_LOOK.match(text):
-        who = _SUBJECT.get(match[1].lower(), match[1])
-        return f"{who} {'look' if who == 'they' else 'looks'} {match[2]}"
+        return f"{_subject(match[1])} {_verb('look', match[1])} {match[2]}"
     if match := _MAKE_DO.match(text):
-        who = _SUBJECT.get(match[1].lower(), match[1])
-        return f"{who} {match[2] if who == 'they' else _third_person(match[2])}{match[3]}"
+        return f"{_subject(match[1])} {_verb(match[2], match[1])}{match[3]}"
     return re.sub(r"^now ", "", text, flags=re.I)
 
 
-def _third_person(verb: str) -> str:
+def _subject(who: str) -> str:
+    return _SUBJECT.get(who.lower(), who)
+
+
+def _verb(verb: str, who: str) -> str:
+    """As it follows what is named: "walks" after "the fox", "walk" after "the two foxes"."""
+    many = who.lower() == "them" or " and " in who or re.search(r"[^s]s$|\b(?:men|women|children|people)$", who)
+    if many:
+        return "are" if verb == "be" else verb
+    if verb in ("be", "have"):
+        return "is" if verb == "be" else "has"
     if re.search(r"(?:s|x|z|ch|sh|o)$", verb):
         return f"{verb}es"
     return re.sub(r"(?<![aeiou])y$", "ie", verb) + "s"

@@ -153,6 +153,14 @@ def test_more_pins_than_places_are_refused_until_one_is_removed() -> None:
     assert (-1, 5) in [frame.id for frame in memory.choose("next")]
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 3), (2, 2), (2, 2, 4), (3, 2, 2)])
+def test_pictures_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must be uint8 \[2, 2, 3\]"):
+        memory_of(1, picture_size=(2, 2)).add_picture(np.zeros(shape, np.uint8), "my dog")
+    with pytest.raises(ValueError, match="got float64"):
+        memory_of(1, picture_size=(2, 2)).add_picture(np.zeros((2, 2, 3)), "my dog")
+
+
 def test_unknown_frames_are_refused() -> None:
     with pytest.raises(ValueError, match="not in memory"):
         memory_of(1).pin((4, 0))

@@ -88,6 +88,8 @@ def test_what_does_not_fit_one_file_is_written_as_shards(tmp_path: Path, tiny_di
     for name in (path, index):
         assert same_weights(load_dit(name), tiny_dit)
         assert read_tensors(name)[1]["step"] == "7"
+    assert save_dit(path, tiny_dit, dtype=torch.float32) == path
+    assert not index.exists(), "the earlier one, which would be read instead"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"x": 3}}'])

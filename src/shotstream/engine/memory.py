@@ -6,6 +6,7 @@ evenly spaced, both ends included (ShotStream, arXiv 2603.25746). Where shots ou
 
 from __future__ import annotations
 
+import copy
 import mmap
 import weakref
 from bisect import bisect_right
@@ -171,9 +172,16 @@ class ShotMemory:
     """
 
     def __init__(
-        self, capacity: int, *, similarity: Similarity | None = None, max_shots: int = REMEMBERED_SHOTS
+        self,
+        capacity: int,
+        *,
+        similarity: Similarity | None = None,
+        max_shots: int = REMEMBERED_SHOTS,
+        picture_size: tuple[int, int] | None = None,
     ) -> None:
+        """Args: picture_size is (height, width) of the video, which pictures of the user's own must have."""
         self.capacity, self._similarity, self._max_shots = capacity, similarity, max_shots
+        self._picture_size = picture_size
         self._pages = Pages(max_shots + _IN_PASSING)
         self._shots: list[dict[int, MemoryFrame]] = []
         self._pinned: dict[FrameId, MemoryFrame] = {}
@@ -182,10 +190,9 @@ class ShotMemory:
 
     def copy(self) -> ShotMemory:
         """An independent memory of the same pictures."""
-        other = ShotMemory(self.capacity, similarity=self._similarity, max_shots=self._max_shots)
-        other._pages = self._pages
+        other = copy.copy(self)
         other._shots = [dict(shot) for shot in self._shots]
-        other._pinned, other._removed, other._pictures = dict(self._pinned), set(self._removed), self._pictures
+        other._pinned, other._removed = dict(self._pinned), set(self._removed)
         return other
 
     @property
@@ -283,8 +290,12 @@ class ShotMemory:
     def add_picture(self, pixels_HWC: npt.NDArray[np.uint8], caption: str) -> FrameId:
         """Pin a picture of the user's own, uint8 [H, W, 3] in the preset's size. Returns its id.
 
-        Raises ValueError if there is no place for it.
+        Raises ValueError if there is no place for it, or it is no such picture.
         """
+        shape = (*(self._picture_size or pixels_HWC.shape[:2]), 3)
+        if pixels_HWC.shape != shape or pixels_HWC.dtype != np.uint8:
+            got = f"{pixels_HWC.dtype} {list(pixels_HWC.shape)}"
+            raise ValueError(f"a picture to remember must be uint8 {list(shape)} [H, W, 3], got {got}: scale it first")
         id = (PICTURE_SHOT, self._pictures)
         self.check_place(id)
         self.pin_frame(MemoryFrame(id=id, pixels=pixels_HWC, caption=caption, reason="picture"))

@@ -126,7 +126,8 @@ def _read_png(picture: Picture, width: int, height: int) -> npt.NDArray[np.uint8
     try:
         image = Image.open(io.BytesIO(base64.b64decode(picture.png, validate=True)), formats=("PNG",))
         size, pixels = image.size, np.array(image.convert("RGB"))
-    except (ValueError, OSError) as error:
+    # SyntaxError: a broken PNG.
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the story's picture {picture.caption!r} is not a PNG file in base64") from error
     if size != (width, height):
         raise ValueError(f"the picture {picture.caption!r} is {size}, the video is {(width, height)}")

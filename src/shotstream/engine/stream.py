@@ -234,7 +234,8 @@ class Stream:
         self.engine, self.seed, self.global_caption = engine, seed, global_caption
         preset = engine.preset
         similarity = engine.similarity if preset.memory_rule == "matching" else None
-        self.memory = ShotMemory(preset.slab.context_frames, similarity=similarity)
+        size = preset.height, preset.width
+        self.memory = ShotMemory(preset.slab.context_frames, similarity=similarity, picture_size=size)
         self._opening_pages, self._chunk_pages = Pages(2), Pages(preset.slab.window_chunks + 1)
         self._caption_in_force = ""
         self._kv_in_force = CaptionKV((), ())

@@ -343,6 +343,7 @@ def save_dit(
     if sum(t.numel() * t.element_size() for t in tensors.values()) > shard_bytes:
         return _write_shards(path, tensors, about, shard_bytes)
     save_file(tensors, path, metadata=about)
+    _index_of(path).unlink(missing_ok=True)  # of an earlier, larger model: a folder would be read by it
     return path
 
 

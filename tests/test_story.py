@@ -106,6 +106,20 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, message: 
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["shots: [{}]", "shots: [{{caption: {}}}]", "shots: [{{caption: x, steers: [{}]}}]", "pictures: [{}]"]
+)
+def test_aliases_that_stand_for_gigabytes_are_refused_in_short(tmp_path: Path, text: str) -> None:
+    bomb = "&a0 [lol]"
+    for level in range(1, 10):
+        bomb = f"&a{level} [{bomb}{f', *a{level - 1}' * 9}]"
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text.format(bomb) + ("" if text.startswith("shots") else "\nshots: [x]"))
+    with pytest.raises(ValueError, match=r"bomb\.yaml") as error:
+        read_story(path)
+    assert len(str(error.value)) < 500
+
+
 def test_a_file_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "caf\udce9.yaml"
     path.write_text("shots: [a fox]")

@@ -9,19 +9,17 @@ from pathlib import Path
 from statistics import median
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from shotstream.engine.loading import load_unknown_words
-from shotstream.engine.retelling import film_shot, retell
+from shotstream.engine.retelling import check_recalls, film_shot, retell
 from shotstream.engine.stream import Chunk, Engine, Stream
 from shotstream.engine.video import ShotSampler, VideoWriter, check_writable, write_sheet
 from shotstream.models.text import TextEncoder
 from shotstream.models.vocabulary import UnknownWord
 from shotstream.presets import Preset
-from shotstream.story import Story
-
-FIRST_CHUNK_FRAMES = 9
-CHUNK_FRAMES = 12
+from shotstream.story import Story, num_pixel_frames
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,15 +48,15 @@ def generate(
 ) -> FilmReport:
     """Film a story into an mp4 and, if asked, a contact sheet; progress goes to ``console``.
 
-    Raises: ValueError, before anything is written, for a path that cannot be written or a caption that is too long; of
-    a story that says how it was made, for a picture or a frame that it recalls and does not have, once it is its turn.
+    Raises: ValueError, before anything is written, for a path that cannot be written, a caption that is too long, or
+    (of a story that says how it was made) a picture or a frame that it recalls and does not have.
     """
     writer = VideoWriter(output, fps=engine.preset.fps)
     if sheet is not None:
         check_writable(sheet, suffixes=(".png",))
-    check_captions(engine, story)
+    check_story(engine, story)
     for unknown in unknown_words(story, engine.preset, engine.text):
-        console.print(f"[yellow]notice:[/] {unknown}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]notice:[/] {escape(str(unknown))}", highlight=False, soft_wrap=True)
     rows: list[ShotSampler] = []
     with writer, _FilmProgress(story, console) as progress:
         for chunk in _chunks(engine, story, seed):
@@ -77,22 +75,25 @@ def _chunks(engine: Engine, story: Story, seed: int) -> Iterator[Chunk]:
 
 
 def check_stories(engine: Engine, stories: Sequence[Story]) -> None:
-    """Raise ValueError, naming story and shot, if `check_captions` finds any that is too long: before any is filmed."""
+    """Raise ValueError, naming story and shot, if `check_story` finds fault with any: before any is filmed."""
     for story in stories:
         try:
-            check_captions(engine, story)
+            check_story(engine, story)
         except ValueError as error:
             raise ValueError(f"{story.name}: {error}") from error
 
 
-def check_captions(engine: Engine, story: Story) -> None:
-    """Raise ValueError, naming the shot, if any caption that will be in force is longer than the text encoder takes."""
+def check_story(engine: Engine, story: Story) -> None:
+    """Raise ValueError, naming the shot, if any caption that will be in force is longer than the text encoder takes, or
+    a shot recalls what is not there."""
     for index, shot in enumerate(story.shots):
         try:
             for chunk in shot.changes:
                 engine.check_caption(story.caption_at(index, chunk, style=engine.preset.caption_style))
         except ValueError as error:
             raise ValueError(f"shot {index}: {error}") from error
+    if story.is_exact:
+        check_recalls(engine.preset, story)
 
 
 def unknown_words(story: Story, preset: Preset, text: TextEncoder) -> list[UnknownWord]:
@@ -100,11 +101,6 @@ def unknown_words(story: Story, preset: Preset, text: TextEncoder) -> list[Unkno
     unknown = load_unknown_words(preset, text)
     captions = [story.caption_at(index, chunk) for index, shot in enumerate(story.shots) for chunk in shot.changes]
     return unknown.of(" ".join(captions)) if unknown else []
-
-
-def num_pixel_frames(num_chunks: int) -> int:
-    """Return how many pixel frames a shot of ``num_chunks`` chunks has."""
-    return FIRST_CHUNK_FRAMES + CHUNK_FRAMES * (num_chunks - 1)
 
 
 def _sample(rows: list[ShotSampler], chunk: Chunk, story: Story) -> None:
@@ -131,7 +127,7 @@ class _FilmProgress:
         self._num_frames = 0
         self._first_frame_seconds: list[float] = []
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a caption may hold brackets
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),

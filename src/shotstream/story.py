@@ -10,6 +10,7 @@ import ast
 import csv
 import json
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,14 @@ CaptionStyle = Literal["natural", "reference"]
 
 CHUNKS_PER_SHOT = 7
 """Chunks of a full-length shot: 21 latent frames, 81 pixel frames."""
+FIRST_CHUNK_FRAMES = 9
+CHUNK_FRAMES = 12
+"""Pixel frames of a shot's first chunk, and of every later one."""
 PICTURE = -1
 """Stands in a `Recall` where a shot's id would."""
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 2, 4, 4, 80, 80
 _SENTENCE_END = (".", "!", "?", "…", '"', "。", "！", "？")
 
 
@@ -146,7 +152,7 @@ class Story:
         if not self.shots:
             raise ValueError("a story needs at least one shot, got none: add a caption under `shots`")
         if not isinstance(self.global_caption, str):
-            raise ValueError(f"global_caption must be text, got {self.global_caption!r}")
+            raise ValueError(f"global_caption must be text, got {_shown(self.global_caption)}")
         _check_encodable(self.global_caption, "the caption of the whole story")
         _check_encodable(self.name, "a story's name")
         if self.seed is not None:
@@ -190,6 +196,11 @@ class Story:
             global_caption = global_caption if shot.making.global_caption is None else shot.making.global_caption
         caption, steers = shot.in_force(chunk)
         return compose_caption(global_caption, caption, steers, style=style, shot_index=shot_index)
+
+
+def num_pixel_frames(num_chunks: int) -> int:
+    """Return how many pixel frames a shot of ``num_chunks`` chunks has."""
+    return FIRST_CHUNK_FRAMES + CHUNK_FRAMES * (num_chunks - 1)
 
 
 def compose_caption(
@@ -367,7 +378,7 @@ def _shot_from_entry(entry: Any, index: int) -> Shot:
         if isinstance(entry, str):
             return Shot(caption=entry)
         if not isinstance(entry, Mapping):
-            raise ValueError(f"expected a caption or a mapping with `caption`, got {entry!r}")
+            raise ValueError(f"expected a caption or a mapping with `caption`, got {_shown(entry)}")
         _check_keys(entry, {"caption", "steers", "num_chunks", "made"}, "a shot")
         return Shot(
             caption=_text(entry, "caption"),
@@ -381,16 +392,16 @@ def _shot_from_entry(entry: Any, index: int) -> Shot:
 
 def _steer_from_entry(entry: Any) -> Steer:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"a steer must have `chunk` and `caption`, got {entry!r}")
+        raise ValueError(f"a steer must have `chunk` and `caption`, got {_shown(entry)}")
     _check_keys(entry, {"chunk", "caption", "replaces"}, "a steer")
     if "chunk" not in entry:
-        raise ValueError(f"steer {entry.get('caption')!r} lacks `chunk`, the chunk at which it takes effect")
+        raise ValueError(f"steer {_shown(entry.get('caption'))} lacks `chunk`, the chunk at which it takes effect")
     return Steer(chunk=entry["chunk"], caption=_text(entry, "caption"), replaces=entry.get("replaces", False) is True)
 
 
 def _making_from_entry(entry: Any) -> Making:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"`made` must be a mapping with `id` and `shot`, got {entry!r}")
+        raise ValueError(f"`made` must be a mapping with `id` and `shot`, got {_shown(entry)}")
     _check_keys(entry, {"id", "shot", "take", "recalls", "frames", "seed", "global_caption"}, "`made`")
     return Making(
         id=entry.get("id", 0),
@@ -410,12 +421,12 @@ def _recall_from_entry(entry: Any) -> Recall:
         return Recall(id=PICTURE, frame=int(id))
     if kind == "shot" and id.isdecimal() and frame.isdecimal():
         return Recall(id=int(id), frame=int(frame))
-    raise ValueError(f"a shot recalls 'shot ID frame NUMBER' or 'picture NUMBER', got {entry!r}")
+    raise ValueError(f"a shot recalls 'shot ID frame NUMBER' or 'picture NUMBER', got {_shown(entry)}")
 
 
 def _picture_from_entry(entry: Any) -> Picture:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"a picture must have `png` and `caption`, got {str(entry)[:40]!r}")
+        raise ValueError(f"a picture must have `png` and `caption`, got {_shown(entry)}")
     _check_keys(entry, {"png", "caption"}, "a picture")
     return Picture(caption=_text(entry, "caption"), png=_text(entry, "png"))
 
@@ -474,7 +485,7 @@ def _number(value: Any) -> int:
 def _list(content: Mapping[str, Any], key: str) -> list[Any]:
     value = content.get(key) or []
     if not isinstance(value, list):
-        raise ValueError(f"`{key}` must be a list, got {value!r}")
+        raise ValueError(f"`{key}` must be a list, got {_shown(value)}")
     return value
 
 
@@ -483,7 +494,7 @@ def _text(content: Mapping[str, Any], key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"`{key}` must be text, got {value!r}")
+        raise ValueError(f"`{key}` must be text, got {_shown(value)}")
     _check_encodable(value, f"`{key}`")
     return value
 
@@ -493,9 +504,14 @@ def _check_keys(content: Mapping[str, Any], known: set[str], what: str) -> None:
         raise ValueError(f"{what} has no key {', '.join(unknown)}: known keys are {', '.join(sorted(known))}")
 
 
+def _shown(value: object) -> str:
+    """What came, in short: a few aliases of YAML can stand for gigabytes."""
+    return _SHORT.repr(value)
+
+
 def _check_caption(caption: str, what: str) -> None:
     if not isinstance(caption, str) or not caption.strip():
-        raise ValueError(f"{what} needs a caption that is not empty, got {caption!r}")
+        raise ValueError(f"{what} needs a caption that is not empty, got {_shown(caption)}")
     _check_encodable(caption, f"the caption of {what}")
 
 
@@ -514,4 +530,4 @@ def _name_of(path: Path) -> str:
 
 def _check_count(value: int, what: str, *, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{what} must be a whole number of at least {minimum}, got {value!r}")
+        raise ValueError(f"{what} must be a whole number of at least {minimum}, got {_shown(value)}")

@@ -26,7 +26,7 @@ from shotstream.models.text import MINILM_PACKAGE, MiniLMEncoder
 from shotstream.models.tiny_codec import FORMAT, TinyCodec, TinyCodecConfig
 from shotstream.models.vocabulary import VOCABULARY_FILE
 from shotstream.presets import PACKAGE_WEIGHTS, STORYWORLD, find_local_weights
-from shotstream.story import Making, Shot, Steer, Story, write_story
+from shotstream.story import PICTURE, Making, Picture, Recall, Shot, Steer, Story, write_story
 
 STORY = Story(
     global_caption="a fox",
@@ -112,6 +112,35 @@ def test_the_command_films_shots_given_as_options(loaded: Engine, tmp_path: Path
     arguments = ["--shot", "a fox walks", "--shot", "a fox sleeps", "--steer", "0:1:he stops", "--chunks", "2"]
     assert cli.main(["generate", *arguments, "-o", str(output), "--sheet", str(tmp_path / "s.png")]) == 0
     assert _num_frames(output) == 42
+
+
+def test_captions_with_brackets_are_filmed(loaded: Engine, tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    shots = ["--shot", "a fox [/red] walks [bold]", "--shot", "[link=x]a fox sleeps [/]"]
+    assert cli.main(["generate", *shots, "--chunks", "1", "-o", str(output)]) == 0
+    assert _num_frames(output) == 18
+
+
+@pytest.mark.parametrize(
+    ("recall", "message"),
+    [
+        (Recall(id=1, frame=21), "recalls frame 21 of shot 1, which has 21: leave every shot as long as it was"),
+        (Recall(id=PICTURE, frame=0), "is not a PNG file in base64"),
+    ],
+)
+def test_a_story_that_recalls_what_is_not_there_is_refused_before_anything_is_written(
+    loaded: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], recall: Recall, message: str
+) -> None:
+    shots = (
+        Shot(caption="a fox", num_chunks=2, making=Making(id=1, number=0)),
+        Shot(caption="a bear", num_chunks=1, making=Making(id=2, number=1, recalls=(recall,))),
+    )
+    write_story(Story(shots=shots, pictures=(Picture(caption="x", png="AA=="),)), tmp_path / "story.yaml")
+    output = tmp_path / "out.mp4"
+    output.write_bytes(b"an earlier film")
+    assert cli.main(["generate", str(tmp_path / "story.yaml"), "-o", str(output)]) == 2
+    assert message in capsys.readouterr().err
+    assert output.read_bytes() == b"an earlier film"
 
 
 def test_the_teacher_is_loaded_with_its_own_number_of_steps(tiny_weights: Path) -> None:

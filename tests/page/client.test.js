@@ -131,6 +131,18 @@ test("a story that waits for direction may be silent for as long as it likes", (
   client.drop();
 });
 
+test("a hidden page whose timers rest stays where it is: a story that stands still is heard of every two seconds", () => {
+  let time = 0;
+  const { sockets, client } = connected({ now: () => time });
+  sockets[0].onmessage({ data: hello(4, 0, "holding") });
+  for (let count = 0; count < 5; count += 1) {
+    time += 2100;
+    sockets[0].onmessage({ data: JSON.stringify({ kind: "metrics" }) });
+  }
+  assert.equal(sockets.length, 1);
+  client.drop();
+});
+
 test("a restarted server counts from the beginning", () => {
   mock.timers.enable({ apis: ["setTimeout"] });
   const { sockets, client } = connected();

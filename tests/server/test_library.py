@@ -61,6 +61,10 @@ def test_the_library_lists_renames_copies_and_deletes(server: str, api: httpx.Cl
     copy = api.post("/api/stories/first/duplicate", json={}).json()
     assert (copy["name"], copy["title"], copy["seconds"]) == ("first-2", "The fox", card["seconds"])
     assert api.post("/api/stories/first/duplicate", json={"name": "first-2"}).status_code == 409
+    person = Person(server, "first-3")
+    person.wait(lambda event: isinstance(event, p.Hello))  # somebody is there, and nothing is kept of it yet
+    assert api.post("/api/stories/first/duplicate", json={}).json()["name"] == "first-4"
+    person.leave()
     _until(lambda: api.get("/api/stories/first").json()["viewers"] == 0)
     assert api.delete("/api/stories/first").status_code == 204
     assert api.get("/api/stories/first").status_code == 404

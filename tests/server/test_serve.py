@@ -87,6 +87,26 @@ def test_the_address_is_printed_and_opened_where_there_is_a_display(tmp_path: Pa
         server.wait(20)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quota", "inf"], "--quota must be a number of GiB above 0, got inf"),
+        (["--story-quota", "nan"], "--story-quota must be"),
+        (["--quota", "0"], "--quota must be"),
+        (["--max-viewers", "0"], "--max-viewers must be at least 1, got 0"),
+        (["--certfile", "nope.pem", "--keyfile", "nope.key"], "--certfile nope.pem: there is no such file"),
+        (["--host", "nosuchhost.invalid"], "there is no host 'nosuchhost.invalid' here"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--port", str(free_port()), "--data", str(tmp_path), *arguments]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
 @pytest.mark.parametrize("port", ["-1", "65536"])
 def test_a_port_that_is_none_is_one_line(port: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", port]) == 2

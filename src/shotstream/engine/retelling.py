@@ -18,7 +18,8 @@ from PIL import Image
 
 from shotstream.engine.memory import PICTURE_SHOT, FrameId, MemoryFrame, ShotMemory
 from shotstream.engine.stream import Chunk, Engine, Stream
-from shotstream.story import PICTURE, Making, Picture, Recall, Shot, Story
+from shotstream.presets import Preset
+from shotstream.story import PICTURE, Making, Picture, Recall, Shot, Story, num_pixel_frames
 
 
 def film_shot(stream: Stream, shot: Shot) -> Iterator[Chunk]:
@@ -54,6 +55,26 @@ def retell(engine: Engine, story: Story) -> Iterator[Chunk]:
             yield from waiting[id] if id in order else waiting.pop(id)
 
 
+def check_recalls(preset: Preset, story: Story) -> None:
+    """Raise ValueError for what a shot of an exact story recalls and the story does not have: before any is filmed."""
+    lengths = {shot.making.id: num_pixel_frames(shot.num_chunks) for shot in story.shots if shot.making is not None}
+    for making in (shot.making for shot in story.shots if shot.making is not None):
+        _check_places(preset.slab.context_frames, making.recalls)
+        for recall in making.recalls:
+            if recall.id == PICTURE:
+                _read_png(story.pictures[recall.frame], preset.width, preset.height)
+            elif recall.frame >= lengths[recall.id]:
+                raise ValueError(
+                    f"shot {making.id} recalls frame {recall.frame} of shot {recall.id}, which has "
+                    f"{lengths[recall.id]}: leave every shot as long as it was"
+                )
+
+
+def _check_places(capacity: int, recalls: Sequence[Recall]) -> None:
+    if len(recalls) > capacity:
+        raise ValueError(f"a shot recalls {len(recalls)} frames, this preset remembers at most {capacity}")
+
+
 def _shown(chunks: Iterator[Chunk], place: int, num_frames: int | None) -> Iterator[Chunk]:
     """The first frames of a shot; all of it is made, since others may recall the rest."""
     for chunk in chunks:
@@ -80,6 +101,7 @@ class _Teller:
             global_caption=self._story.global_caption if making.global_caption is None else making.global_caption,
             first_shot=making.number,
         )
+        _check_places(self._engine.preset.slab.context_frames, making.recalls)
         frames = [self._recalled(making, recall) for recall in making.recalls]
         stream.memory = _FixedMemory(self._engine.preset.slab.context_frames, making.number, frames)
         first = 0
@@ -111,8 +133,6 @@ class _FixedMemory(ShotMemory):
     def __init__(self, capacity: int, num_shots: int, frames: Sequence[MemoryFrame]) -> None:
         super().__init__(capacity)
         self._earlier, self._chosen = num_shots, tuple(frames)
-        if len(self._chosen) > capacity:
-            raise ValueError(f"a shot recalls {len(self._chosen)} frames, this preset remembers at most {capacity}")
 
     @property
     def num_shots(self) -> int:

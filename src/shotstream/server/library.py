@@ -357,7 +357,8 @@ def _add_stories(router: APIRouter, library: Library, gate: Gate) -> None:
         """Copy a story, its whole tree included."""
         await library.archive(name)
         store = library.studio.store
-        copy = body.name or _free_name(name, {info.name for info in await asyncio.to_thread(store.stories)})
+        kept = {info.name for info in await asyncio.to_thread(store.stories)}
+        copy = body.name or _free_name(name, kept | library.studio.shows.keys())
         if copy in library.studio.shows:
             raise HTTPException(409, f"the story {copy!r} is open already: take another name")
         await asyncio.to_thread(store.duplicate, name, copy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import secrets
 import socket
@@ -97,6 +98,8 @@ def _check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise ValueError(f"there is no host {host!r} here ({error.strerror}): give another --host") from error
         except OSError as error:
             raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}): give another --port") from error
         except OverflowError as error:
@@ -111,6 +114,11 @@ def serve_config(options: argparse.Namespace) -> ServeConfig:
     """Check and resolve the command line."""
     if bool(options.certfile) != bool(options.keyfile):
         raise ValueError("TLS needs both --certfile and --keyfile")
+    for option, file in (("--certfile", options.certfile), ("--keyfile", options.keyfile)):
+        if file and not Path(file).is_file():
+            raise ValueError(f"{option} {file}: there is no such file")
+    if options.max_viewers < 1:
+        raise ValueError(f"--max-viewers must be at least 1, got {options.max_viewers}")
     if options.slots is not None and options.slots < 1:
         raise ValueError(f"--slots must be at least 1, got {options.slots}")
     openai = None
@@ -140,9 +148,15 @@ def _store_config(options: argparse.Namespace) -> StoreConfig:
     return StoreConfig(
         folder=options.data or default_folder(),
         durable=options.durable,
-        max_story_bytes=round(options.story_quota * GIB),
-        max_bytes=round(options.quota * GIB),
+        max_story_bytes=_quota("--story-quota", options.story_quota),
+        max_bytes=_quota("--quota", options.quota),
     )
+
+
+def _quota(option: str, gibibytes: float) -> int:
+    if not 0 < gibibytes < math.inf:
+        raise ValueError(f"{option} must be a number of GiB above 0, got {gibibytes}")
+    return round(gibibytes * GIB)
 
 
 def _preset(name: str) -> Preset:

@@ -98,7 +98,8 @@ export class Client {
   slept() {
     const now = this.now();
     const socketSlept = this.runs !== "" && now - this.lastHeard > ASLEEP_MS[this.runs];
-    const pageSlept = Math.min(now - this.lastHeard, now - this.lastBeat) > ASLEEP_MS.live;
+    // Of a story that stands still nothing but a word every two seconds is heard, and a hidden page's timers may rest.
+    const pageSlept = Math.min(now - this.lastHeard, now - this.lastBeat) > ASLEEP_MS[this.runs || "late"];
     this.lastHeard = this.lastBeat = now;
     return this.joined && (socketSlept || pageSlept);
   }

@@ -370,6 +370,7 @@ addEventListener("keydown", (event) => {
   const shortcut = SHORTCUTS.find(([key]) => key === event.key || key === event.key.toLowerCase());
   if (shortcut === undefined) return;
   event.preventDefault();
+  if (event.repeat && !event.key.startsWith("Arrow")) return; // one press, one direction
   shortcut[3]();
 });
 
@@ -378,7 +379,7 @@ function undoByKey(event, at) {
   const field = at.closest("input:not([type=checkbox])");
   if (event.key.toLowerCase() !== "z" || event.shiftKey || (field && (field !== prompt || prompt.value))) return;
   event.preventDefault();
-  panels.undo();
+  if (!event.repeat) panels.undo();
 }
 
 const stopDialog = /** @type {HTMLDialogElement} */ (byId("stop-dialog"));

@@ -215,6 +215,7 @@ export class Panels {
     }
     const title = file.name.replace(/\.\w+$/, "");
     const isNew = takes.length > 0 || isRunning(this.page.state());
+    if (isNew) await this.library.refresh(); // what is kept under a name must stay what it is
     const name = isNew ? freeName(title, new Set([story, ...this.library.cards.map((card) => card.name)])) : story;
     try {
       const plan = await playStory(name, await file.text());

@@ -104,6 +104,27 @@ def test_generate_films_an_exported_story_as_the_cut_list_shows_it(
     assert Image.open(tmp_path / "a.png").height > 300
 
 
+def test_every_shot_is_as_long_as_it_was_on_air_though_the_next_one_remembers_less(
+    tiny_engine: Engine, tmp_path: Path
+) -> None:
+    kept = KeptStory(tiny_engine, tmp_path / "data")
+    for shot, text in enumerate(("a fox", "a boat", "a bear", "a house")):
+        kept.direct(m.Cut if shot else m.Start, text=text, num_chunks=40)
+        kept.wait(lambda event, shot=shot: isinstance(event, m.ChunkReady) and (event.shot, event.chunk) == (shot, 2))
+    kept.direct(m.Cut, text="the city", num_chunks=1)
+    kept.hold()
+    clips = cut_list(kept.archive)
+    starts = [clip.chunks[0].start for clip in clips]
+    assert [clip.num_frames for clip in clips] == [*np.diff(starts), 9]
+    remembered = [clip.take.take.parent_frames for clip in clips[1:]]
+    assert any(shown.num_frames > frames for shown, frames in zip(clips, remembered, strict=False))
+    kept.direct(m.Retake, node=3)
+    kept.hold()
+    assert [clip.num_frames for clip in cut_list(kept.archive)[:1]] == [clips[0].num_frames]
+    assert cut_list(kept.archive)[1].num_frames == remembered[1], "nobody saw this one go on"
+    kept.close()
+
+
 def test_a_cut_inside_a_shot_and_an_undone_steer_are_told_again_to_the_frame(
     tiny_engine: Engine, tmp_path: Path
 ) -> None:

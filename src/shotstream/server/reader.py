@@ -5,6 +5,7 @@ Everything is given as frozen dataclasses (`records.py`); bytes are checked agai
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from shotstream.engine.archive import ArchiveError, MemoryEdit
 from shotstream.engine.memory import MemoryFrame
-from shotstream.engine.messages import RememberedFrame
+from shotstream.engine.messages import Cut, RememberedFrame
 from shotstream.server.records import (
     PathShot,
     StoredChunk,
@@ -113,10 +114,36 @@ class StoryReader:
         )
         if not rows:
             raise ValueError(f"there is no take {node} in this story")
+        on_air = self._on_air([row["node"] for row in rows])
+        shown = [max(row["shown"], frames) for row, frames in zip(rows[:-1], on_air, strict=True)]
+        lengths = [*shown, rows[-1]["num_frames"]]
         return tuple(
-            PathShot(take=read_take(row), num_frames=row["num_frames"] if row["shown"] is None else row["shown"])
-            for row in rows
+            PathShot(take=read_take(row), num_frames=length) for row, length in zip(rows, lengths, strict=True)
         )
+
+    def _on_air(self, nodes: Sequence[int]) -> list[int]:
+        """How many frames of each take but the last were on air before the take after it, which a cut opened, began.
+
+        They are more than that one remembers: a shot goes on while the next one's first chunk is made. 0 where it was
+        not so: somebody went back, or something else came in between.
+        """
+        sent: dict[int, list[sqlite3.Row]] = {node: [] for node in nodes}
+        for row in self._database.rows(
+            "SELECT node, sequence, start, num_frames, applied FROM chunk"
+            " WHERE story = ? AND node IN (SELECT value FROM json_each(?)) ORDER BY node, chunk",
+            *(self._story, json.dumps(list(nodes))),
+        ):
+            sent[row["node"]].append(row)
+        first = {node: json.loads(rows[0]["applied"]) for node, rows in sent.items() if rows}
+        given = self.given([id for ids in first.values() for id in ids])
+        by_cut = {node for node, ids in first.items() if any(id in given and given[id].kind == Cut.kind for id in ids)}
+        frames = []
+        for before, after in itertools.pairwise(nodes):
+            shot, following = sent[before], sent[after]
+            direct = after in by_cut and shot and following[0]["sequence"] == shot[-1]["sequence"] + 1
+            end = following[0]["start"] if direct else 0
+            frames.append(sum(min(row["num_frames"], max(0, end - row["start"])) for row in shot))
+        return frames
 
     def chunks(self, node: int, num_chunks: int | None = None) -> tuple[StoredChunk, ...]:
         """The chunks of a take in order, or the first few."""

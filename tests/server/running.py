@@ -35,10 +35,11 @@ def running(
     engine: Callable[[], Engine] = fake_engine,
     token: str = "",
     data: StoreConfig | None = None,
+    slots: int = 12,
 ) -> Iterator[str]:
     """Serve; gives the address."""
     security = SecurityConfig(token=token, requests_per_s=10_000, commands_per_s=10_000)
-    app = create_app(ServeConfig(preset=preset, security=security, slots=12, data=data), engine)
+    app = create_app(ServeConfig(preset=preset, security=security, slots=slots, data=data), engine)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -133,6 +133,31 @@ def test_a_story_is_directed_over_rest(server: str, api: httpx.Client) -> None:
         assert api.post(path, content=body).status_code == 422, body
 
 
+def test_commands_that_wait_for_a_free_slot_are_listed_and_those_that_fail_at_once_say_so() -> None:
+    with running(slots=1) as server, httpx.Client(base_url=server) as api:
+
+        def give(story: str, id: str, **command: object) -> dict[str, object]:
+            answer = api.post(f"/api/stories/{story}/commands", json={"id": id, **command})
+            assert answer.status_code == 202
+            return dict(answer.json())
+
+        give("live", "a", kind="start", text="a fox")
+        _until(lambda: api.get("/api/stories/live/takes").json())
+        waiting = give("later", "b", kind="start", text="a bear")
+        assert (waiting["text"], waiting["outcome"]) == ("a bear", None)
+        assert "free slot" in str(waiting["reason"])
+        refused = give("later", "c", kind="cut", text="the city")
+        assert (refused["outcome"], "start it" in str(refused["reason"])) == ("failed", True)
+
+        def listed() -> dict[str, object]:
+            return {one["id"]: one["outcome"] for one in api.get("/api/stories/later/commands").json()}
+
+        assert listed() == {"b": None, "c": "failed"}
+        give("live", "d", kind="stop")
+        _until(lambda: listed() == {"b": "applied", "c": "failed"})
+        assert api.get("/api/stories/never/commands").status_code == 404
+
+
 def test_films_are_exported_with_any_cut_list(server: str, api: httpx.Client) -> None:
     _film(server, "film", "a fox", "the city").leave()
     for format, start in (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from shotstream.engine.messages import Outcome
+from shotstream.engine.messages import Command, Outcome
+from shotstream.engine.underway import text_of
 from shotstream.server.archive import StoredChunk, StoredCommand, StoredTake, StoryArchive
 from shotstream.server.protocol import PresetInfo
 from shotstream.server.schema import command_schema
@@ -215,6 +217,17 @@ def _chunk_card(archive: StoryArchive, chunk: StoredChunk, sha256: bool) -> Chun
         caption=chunk.caption,
         applied=list(chunk.applied),
         sha256=hashlib.sha256(archive.media(chunk.node, chunk.chunk)).hexdigest() if sha256 else None,
+    )
+
+
+def waiting_card(command: Command) -> CommandCard:
+    """A command of which nothing is kept yet."""
+    return CommandCard(
+        id=command.id,
+        command=command.kind,
+        text=text_of(command),
+        accepted=time.time(),
+        reason="it waits for a free slot, or the engine: a restart of the server forgets it",
     )
 
 

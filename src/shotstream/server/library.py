@@ -12,7 +12,6 @@ import binascii
 import io
 import itertools
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path as FilePath
@@ -46,6 +45,7 @@ from shotstream.server.cards import (
     play_card,
     refusals,
     take_cards,
+    waiting_card,
 )
 from shotstream.server.export import MIME_TYPES, Format, NothingMade, cut_list, export, init_segment
 from shotstream.server.live_mp4 import LiveFilm
@@ -236,12 +236,25 @@ class Library:
             raise HTTPException(429, "too many commands: wait a little")
         show = self.show(name)
         try:
-            show.command(command)
+            ended = show.command(command)
         except ValueError as error:
             raise HTTPException(409, str(error)) from error
-        waiting = CommandCard(id=command.id, command=command.kind, accepted=time.time())
+        if ended is not None:
+            card = waiting_card(command)
+            return card.model_copy(update={"outcome": ended.outcome, "reason": ended.reason})
         found = [one for one in await asyncio.to_thread(show.archive.commands) if one.id == command.id]
-        return command_card(found[0]) if found else waiting
+        return command_card(found[0]) if found else waiting_card(command)
+
+    async def commands(self, name: str) -> list[CommandCard]:
+        """All that were accepted, and those that wait for a free slot. Raises HTTPException 404."""
+        show = self.studio.shows.get(name)
+        waiting = [waiting_card(command) for command in (show.waiting if show else ())]
+        if waiting and not await asyncio.to_thread(lambda: _reading(self.studio.store, name).exists):
+            return waiting
+        archive = await self.archive(name)
+        kept = [command_card(command) for command in await asyncio.to_thread(archive.commands)]
+        known = {card.id for card in kept}
+        return kept + [card for card in waiting if card.id not in known]
 
     async def play(self, name: str, body: bytes) -> PlayCard:
         """Begin to play a story file live. Raises HTTPException 409 or 422."""
@@ -374,8 +387,7 @@ def _add_stories(router: APIRouter, library: Library, gate: Gate) -> None:
     @router.get("/api/stories/{name}/commands", responses=refusals(401, 403, 404, 409), **guarded)
     async def list_commands(name: StoryName) -> list[CommandCard]:
         """Every command that was accepted, in order, and what became of it."""
-        archive = await library.archive(name)
-        return [command_card(command) for command in await asyncio.to_thread(archive.commands)]
+        return await library.commands(name)
 
     @router.post(
         "/api/stories/{name}/commands",

@@ -162,8 +162,8 @@ class Show:
 
     # --------------------------------------------------------------------------------------------------------- commands
 
-    def command(self, command: Command) -> None:
-        """Take a command from a director.
+    def command(self, command: Command) -> Ended | None:
+        """Take a command from a director. Returns what became of it where that is known at once.
 
         Raises ValueError for an id that was used before, ArchiveError while nothing can be kept.
         """
@@ -174,23 +174,29 @@ class Show:
         if isinstance(command, INTERRUPTIONS):
             self.interrupt(INTERRUPTED)
         if self.worker is None and self._studio.status.state == "error":
-            self._answer(command, "failed", self._studio.status.detail)
+            return self._answer(command, "failed", self._studio.status.detail)
         elif isinstance(command, _NEEDS_A_SLOT) and not self._studio.has_room_for(self):
             if any(show is self for show, _ in queue):
-                self._answer(command, "failed", "another command waits for a free slot already")
-                return
+                return self._answer(command, "failed", "another command waits for a free slot already")
             queue.append((self, command))
             self._studio.announce_queue()
         elif isinstance(command, (Stop, Cancel)) and (waiting := self._waiting_start(command)) is not None:
             queue.remove((self, waiting))
             self._answer(waiting, "superseded", "cancelled")
-            self._answer(command, "applied", "")
+            ended = self._answer(command, "applied", "")
             self._say([self._studio.status])
             self._studio.announce_queue()
+            return ended
         elif self.worker is None:
-            self._answer(command, "failed", "there is no story yet: start it with its first shot")
+            return self._answer(command, "failed", "there is no story yet: start it with its first shot")
         else:
             self.submit(command)
+        return None
+
+    @property
+    def waiting(self) -> tuple[Command, ...]:
+        """Commands of this story that wait for a free slot. Nothing is kept of them."""
+        return tuple(command for show, command in self._studio.queue if show is self)
 
     def submit(self, command: Command) -> None:
         """Hand a command to the worker, and to the writer what needs words."""
@@ -227,13 +233,10 @@ class Show:
         """Accept a command and say at once why nothing comes of it."""
         self._answer(command, "failed", reason)
 
-    def _answer(self, command: Command, outcome: Literal["applied", "superseded", "failed"], reason: str) -> None:
-        self._say(
-            [
-                Accepted(id=command.id, command=command.kind, text=text_of(command)),
-                Ended(id=command.id, command=command.kind, outcome=outcome, reason=reason),
-            ]
-        )
+    def _answer(self, command: Command, outcome: Literal["applied", "superseded", "failed"], reason: str) -> Ended:
+        ended = Ended(id=command.id, command=command.kind, outcome=outcome, reason=reason)
+        self._say([Accepted(id=command.id, command=command.kind, text=text_of(command)), ended])
+        return ended
 
     async def _write(self) -> None:
         """One instruction after the other: a later one builds on what became of those before it."""

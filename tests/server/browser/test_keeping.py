@@ -165,6 +165,25 @@ def test_an_undo_takes_back_the_newest_steer_then_the_cut_and_nothing_that_is_ty
     assert person.page.locator("#cards li").count() == 1
     show_takes(person)
     assert row(person, "Shot 2, take 1").get_attribute("class") == "take", "what was undone stays, and is not live"
+    leave_prompt(person)
+    with person.page.expect_download() as download:
+        person.page.keyboard.press("d")
+    assert {code.shot for code in film(Path(download.value.path())) if code} == {0}, "and is not in the film"
+
+
+def test_a_key_that_is_held_gives_one_direction(person: Watcher) -> None:
+    begin(person)
+    leave_prompt(person)
+    for key in "eu":
+        before = len(person.events("accepted"))
+        for _ in range(5):  # again without letting go: the keyboard's own repetition
+            person.page.keyboard.down(key)
+        person.page.keyboard.up(key)
+        person.send("pause")
+        person.badge("Paused")
+        assert len(person.events("accepted")) - before == 2
+        person.send("resume")
+        person.badge("Live")
 
 
 def test_a_branch_from_inside_a_shot_that_is_looked_back_at_and_the_way_back(person: Watcher) -> None:

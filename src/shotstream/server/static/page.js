@@ -1,7 +1,7 @@
 // @ts-check
 /** The page: wires socket, player and state together, turns keys and clicks into commands, and draws on every change. */
 
-import { admit } from "./api.js";
+import { admit, exported } from "./api.js";
 import { Client } from "./client.js";
 import { Film } from "./film.js";
 import { announce, tell } from "./note.js";
@@ -265,6 +265,13 @@ function savePicture() {
   player.picture().toBlob((blob) => blob && download(blob, name), "image/png");
 }
 
+/** The story as it is kept, without what was undone; who only watches, or is cut off, gets what this page received. */
+async function saveFilm() {
+  if (!film || !state.shots.length) return;
+  const kept = state.role === "director" ? await exported(state.story, "mp4", []).catch(() => null) : null;
+  download(kept ?? film.blob(), "story.mp4");
+}
+
 function toggleFullscreen() {
   if (document.fullscreenElement) document.exitFullscreen();
   else stage.requestFullscreen?.().catch(() => {});
@@ -395,7 +402,7 @@ buttons.extend.addEventListener("click", () => command("extend"));
 buttons.help.addEventListener("click", () => helpDialog.showModal());
 buttons.live.addEventListener("click", () => player?.goLive());
 buttons.png.addEventListener("click", savePicture);
-buttons.film.addEventListener("click", () => film && state.shots.length && download(film.blob(), "story.mp4"));
+buttons.film.addEventListener("click", saveFilm);
 buttons.full.addEventListener("click", toggleFullscreen);
 buttons["cover-action"].addEventListener("click", () => {
   if (state.connection.phase === "waiting") client.retryNow();

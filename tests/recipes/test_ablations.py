@@ -97,6 +97,8 @@ def test_a_fine_tune_leaves_a_student_that_says_what_it_is(common: Start, name: 
     written = path.stat().st_mtime_ns
     assert run(name, common) == path
     assert path.stat().st_mtime_ns == written  # what is finished is not trained longer than the others
+    with pytest.raises(ValueError, match=r"begun with another seed: give another --out"):
+        run(name, replace(common, seed=5))
 
 
 def test_a_fine_tune_that_is_stopped_is_not_finished(common: Start, monkeypatch: pytest.MonkeyPatch):

@@ -60,6 +60,8 @@ def test_a_finished_file_has_latents_of_one_scale_and_tells_how_it_was_made(tmp_
 
 def test_time_is_up_leaves_a_codec_and_the_same_command_goes_on(tmp_path: Path) -> None:
     whole, parts = tiny(tmp_path / "whole"), tiny(tmp_path / "parts")
+    with pytest.raises(ValueError, match=r"no snapshot in .*parts to finish"):
+        recipe.run(parts, train=False)
     recipe.run(whole)
     recipe.run(replace(parts, trainer=replace(parts.trainer, minutes=1e-9)))
     path = tmp_path / "parts" / "codec.safetensors"

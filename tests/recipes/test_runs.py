@@ -10,7 +10,8 @@ import torch
 from shotstream.models.attention import SegmentAttention
 from shotstream.models.dit import DiT
 from shotstream.recipes import intra_shot
-from shotstream.recipes.runs import parser, widened
+from shotstream.recipes.runs import parser, widened, with_frames
+from shotstream.training.data import SamplerConfig
 from shotstream.training.distill import CRITIC, GENERATOR
 
 
@@ -35,6 +36,13 @@ def test_new_channels_leave_the_old_ones_alone(tiny_dit: DiT) -> None:
     wide = predict(widened(tiny_dit, 7), more)
     torch.testing.assert_close(wide[:, :, :4], predict(tiny_dit, latents), atol=1e-5, rtol=0)
     assert wide[:, :, 4:].abs().max() == 0
+
+
+@pytest.mark.parametrize("frames", [(0,), (-3,), (4,), (3, 8)])
+def test_shots_are_trained_in_whole_chunks(frames: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="whole chunks, multiples of 3"):
+        with_frames(SamplerConfig(), frames)
+    assert with_frames(SamplerConfig(), (3, 6)) == SamplerConfig(target_frames=6, lengths=(3, 6))
 
 
 def test_fewer_channels_are_refused(tiny_dit: DiT) -> None:

@@ -215,6 +215,42 @@ def test_an_update_without_a_finite_gradient_is_skipped(tmp_path: Path):
     assert trainer.updates["generator"] == 0
 
 
+def test_a_network_that_never_has_a_finite_gradient_ends_the_run_though_the_other_learns(tmp_path: Path):
+    stage = ToyStage()
+    trainer = Trainer(stage, _config(tmp_path, steps=60))
+    usual = stage.batch
+    stage.batch = lambda step, samples: usual(step, samples) * (float("nan") if step % 3 == 0 else 1.0)
+    stage.losses = lambda batch, step: iter([Loss(stage.networks[stage.turn(step)](batch).square().mean(), {})])
+    with pytest.raises(FloatingPointError, match="updates of generator in a row"):
+        trainer.run()
+    assert trainer.updates["critic"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"part": "guided"}, "part"),
+        ({"data": "elsewhere/other"}, "data"),
+        ({"trainer": {"optimisers": {"generator": {"kind": "muon"}}, "steps": 7}}, "trainer.optimisers.generator.kind"),
+        ({"data": "elsewhere/latents", "newly": 1, "minutes": 3}, ""),
+        ({"trainer": {"optimisers": {"generator": {"kind": "adamw"}}, "steps": 99}}, ""),
+    ],
+)
+def test_a_run_goes_on_by_the_recipe_it_was_begun_with(tmp_path: Path, change: dict[str, object], named: str):
+    recipe = {
+        "part": "real",
+        "data": "runs/latents",
+        "trainer": {"optimisers": {"generator": {"kind": "adamw"}}, "steps": 4},
+    }
+    Trainer(ToyStage(), _config(tmp_path, steps=2), recipe=recipe).run()
+    again = Trainer(ToyStage(), _config(tmp_path, steps=4), recipe=recipe | change)
+    if named:
+        with pytest.raises(ValueError, match=rf"another recipe \({named}\)"):
+            again.run()
+    else:
+        assert again.run().step == 4
+
+
 def test_learning_rate_warms_up_then_falls():
     config = OptimiserConfig(learning_rate=1.0, warmup_steps=10, schedule="cosine")
     assert config.rate(0, 0) == pytest.approx(0.1)

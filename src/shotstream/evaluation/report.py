@@ -131,12 +131,12 @@ def measures_of(stories: Sequence[StoryResult], which: str) -> dict[str, Measure
 
 
 def _first_marks(tally: Tally) -> dict[int, str]:
-    """Story -> the mark that its first shot was given, as most of its chunks show it."""
-    seen: dict[int, Counter[str]] = {}
+    """Story -> the mark that its first shot was given, as the first chunk that shows it does."""
+    marks: dict[int, str] = {}
     for answer in tally.answers.pop("first_mark", []):
         if answer.shot == 1:
-            seen.setdefault(answer.story, Counter())[answer.read] += 1
-    return {story: min(counts, key=lambda v: (-counts[v], v)) for story, counts in seen.items()}
+            marks.setdefault(answer.story, answer.read)  # the lead's; a second person may wear one, too
+    return marks
 
 
 def _frechet(stories: Sequence[StoryResult], which: str, shot: int | None = None) -> dict[str, Measure]:

@@ -13,6 +13,7 @@ learnt to.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from shotstream.recipes.causal_init import CausalRecipe
 from shotstream.recipes.intra_shot import DistillRecipe
 from shotstream.recipes.runs import start
 from shotstream.training.distill import CRITIC, GENERATOR
-from shotstream.training.trainer import TrainerConfig
+from shotstream.training.trainer import TrainerConfig, differing, to_json
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +99,14 @@ def run(name: str, common: Start) -> Path:
     if name not in ABLATIONS:
         raise ValueError(f"there is no ablation {name!r}: choose from {', '.join(ABLATIONS)}")
     ablation, folder = ABLATIONS[name], Path(common.out) / name
-    finished = folder / "student.safetensors"
+    finished, settings = folder / "student.safetensors", folder / "settings.json"
+    if settings.is_file() and (others := sorted(differing(json.loads(settings.read_text()), to_json(common)))):
+        raise ValueError(f"{folder} was begun with another {', '.join(others)}: give another --out")
     if finished.is_file():
         return finished
     _check_files(name, ablation, common)
     folder.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(to_json(common), indent=1))
     torch.manual_seed(common.seed)
     student, critic = folder / "start.safetensors", common.critic
     save_dit(student, changed(load_dit(common.init), ablation.network), dtype=torch.float32)

@@ -118,7 +118,8 @@ def run(recipe: CodecRecipe, world: World | None = None, *, train: bool = True) 
     watch = CodecWatch(stage.model, heldout)
     trainer: Trainer[NoisyCrops] = Trainer(stage, recipe.trainer, world, recipe=recipe, watch=watch)
     if not train:
-        trainer.resume()
+        if not trainer.resume():
+            raise ValueError(f"there is no snapshot in {recipe.trainer.out} to finish: check --out")
     elif trainer.run().reason == "stopped":
         return None
     trainer.emas["model"].copy_to(stage.model)

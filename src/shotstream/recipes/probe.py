@@ -27,6 +27,7 @@ from shotstream.models.codec import Codec
 from shotstream.models.tiny_codec import TinyCodec
 from shotstream.recipes.runs import parser, start, with_flags
 from shotstream.storyworld.probe import LOOKS, Probe, ProbeConfig, ProbeScores, load_probe, save_probe
+from shotstream.training.distributed import World
 from shotstream.training.looks import LookStage, Pool, make_pool
 from shotstream.training.probe import ProbeDataConfig, ProbeStage, score
 from shotstream.training.trainer import OptimiserConfig, Stage, Trainer, TrainerConfig, to_json
@@ -59,7 +60,9 @@ class ProbeRecipe:
 def config(out: str, codec: str | None = None) -> ProbeRecipe:
     """The recipe of the probe that ships."""
     optimiser = OptimiserConfig(learning_rate=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.02)
-    trainer = TrainerConfig(out=out, steps=1500, batch_size=32, optimisers={"model": optimiser}, ema_decay=0.995)
+    trainer = TrainerConfig(
+        out=out, steps=1500, batch_size=32, optimisers={"model": optimiser}, ema_decay=0.995, device="cpu"
+    )
     return ProbeRecipe(trainer=trainer, codec=codec)
 
 
@@ -72,6 +75,8 @@ def run(recipe: ProbeRecipe) -> ProbeScores | None:
     stage: Stage[Any] = ProbeStage(probe, recipe.data, recipe.seed, codec)
     if recipe.looks:
         stage = LookStage(probe, recipe.looks, _pool(recipe, probe, codec), recipe.seed)
+    if recipe.trainer.torch_device(World()).type != "cpu":
+        raise ValueError("the probe learns on the CPU, which draws its pictures: leave --device out")
     trainer: Trainer[Any] = Trainer(stage, recipe.trainer, recipe=recipe)
     outcome = trainer.run()
     if outcome.reason == "stopped":

@@ -66,6 +66,8 @@ def with_frames(config: SamplerConfig, frames: tuple[int, ...] | None) -> Sample
     """Samples of the lengths that `--frames` asks for."""
     if frames is None:
         return config
+    if any(number < 3 or number % 3 for number in frames):
+        raise ValueError(f"--frames takes whole chunks, multiples of 3, got {', '.join(map(str, frames))}")
     return replace(config, target_frames=max(frames), lengths=frames if len(frames) > 1 else ())
 
 

@@ -337,6 +337,9 @@ class Sampler:
         self._captions = self.library.shot_caption if any_shot else self.library.clip_caption
         if not len(self._targets):
             raise ValueError("the library has no clips: encode with --clips 1 or more")
+        longest = 3 * self._captions.shape[1]
+        if not self.config.singles and self.config.target_frames > longest:
+            raise ValueError(f"target_frames is {self.config.target_frames}, the library's shots have {longest} frames")
         self._opening = np.flatnonzero(self._targets[:, 1] == 0)
         self._later = np.flatnonzero(self._targets[:, 1] > 0)
         self._shared = self._of_two_people() if self.config.two_people else None

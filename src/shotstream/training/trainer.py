@@ -200,7 +200,7 @@ class Trainer(Generic[BatchT]):
                 shard(network)
         self.emas = {name: Ema(n, decay=config.ema_decay) for name, n in stage.networks.items()}
         self.optimisers = {name: _optimisers(n, config.optimisers[name]) for name, n in stage.networks.items()}
-        self._bad_steps = 0
+        self._bad_steps = dict.fromkeys(stage.networks, 0)
         self._seconds_before = 0.0
         """Of earlier processes, up to the snapshot that this one went on from."""
         self._started = time.monotonic()
@@ -254,7 +254,7 @@ class Trainer(Generic[BatchT]):
         logs[f"{name}/gradient_norm"] = norm
         if torch.isfinite(norm):
             self._update(name)
-            self._bad_steps = 0
+            self._bad_steps[name] = 0
         else:
             self._count_bad_step(name)
         for other in self.stage.networks.values():
@@ -274,11 +274,19 @@ class Trainer(Generic[BatchT]):
         write_snapshot(self.folder / "snapshots", self.step, state, self._tensors(), self.world)
 
     def resume(self) -> bool:
-        """Load the newest snapshot of this run, if any. Returns whether there was one."""
+        """Load the newest snapshot of this run, if any. Returns whether there was one.
+
+        Raises ValueError if it is of another recipe: how long, where and at which precision to train may differ.
+        """
         path = newest_snapshot(self.folder / "snapshots")
         if path is None:
             return False
         reader = SnapshotReader(path, self.world)
+        if others := sorted(differing(reader.state.get("recipe"), to_json(self.recipe))):
+            raise ValueError(
+                f"{self.folder} holds a run of another recipe ({', '.join(others[:5])}): "
+                "go on with the same one, or give another --out"
+            )
         for name, network in self.stage.networks.items():
             self._load_network(name, network, reader)
         self.updates = dict(reader.state["updates"])
@@ -323,11 +331,11 @@ class Trainer(Generic[BatchT]):
         self.updates[name] += 1
 
     def _count_bad_step(self, name: str) -> None:
-        self._bad_steps += 1
+        self._bad_steps[name] += 1
         log.warning("step %d: gradient of %s is not finite, update skipped", self.step, name)
-        if self._bad_steps >= MAX_BAD_STEPS:
+        if self._bad_steps[name] >= MAX_BAD_STEPS:
             raise FloatingPointError(
-                f"{MAX_BAD_STEPS} updates in a row had no finite gradient: lower the learning rate"
+                f"{MAX_BAD_STEPS} updates of {name} in a row had no finite gradient: lower the learning rate"
             )
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -536,6 +544,25 @@ def _load_optimisers(
                     part: v if part == "step" else torch.empty_like(p, dtype=v.dtype).copy_(v)
                     for part, v in parts.items()
                 }
+
+
+FREE_TO_CHANGE = {
+    *("out", "steps", "minutes", "minutes_in_all", "accumulation", "precision", "device", "sharded", "compiled"),
+    *("save_minutes", "log_every", "image_every", "watch"),
+}
+"""Fields of a recipe that may be others when a run goes on."""
+
+
+def differing(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Names of what two recipes both have and that is not the same; of files and folders the last part counts."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in (before.keys() & now.keys()) - FREE_TO_CHANGE:
+            yield from differing(before[key], now[key], f"{name}.{key}" if name else key)
+    elif isinstance(before, str) and isinstance(now, str):
+        if Path(before).name != Path(now).name:
+            yield name
+    elif before != now:
+        yield name
 
 
 def to_json(value: Any) -> Any:

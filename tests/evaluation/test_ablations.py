@@ -150,6 +150,17 @@ def test_all_variants_run_and_the_report_is_written(tiny_engine: Engine, tmp_pat
         add_result(path, "steps_1", [], replace(FAST, stories=9))
 
 
+def test_only_what_one_probe_read_of_one_student_is_compared(tiny_engine: Engine, tmp_path: Path):
+    path, told = tmp_path / "ablations.json", list(run(tiny_engine, Stub(), "chosen", FAST))
+    add_result(path, "chosen", told, FAST, weights="a", probe="p")
+    add_result(path, "chosen", told, FAST, weights="b", probe="p")  # measured anew
+    for weights, probe, fault in (("a", "p", "weights b, now a"), ("b", "q", "probe p, now q")):
+        with pytest.raises(ValueError, match=fault):
+            add_result(path, "steps_1", told, FAST, weights=weights, probe=probe)
+    add_result(path, "theta_1", told, FAST, weights="c", probe="p")  # trained: weights of its own
+    assert set(json.loads(path.read_text())["runs"]) == {"chosen", "theta_1"}
+
+
 def test_every_variant_that_is_compared_can_be_run():
     known = {*VARIANTS, *LONG_VARIANTS, *ablations.TRAINED}
     assert {name for group in GROUPS for name in group.variants} <= known

@@ -211,6 +211,29 @@ def test_the_whole_suite_runs_on_an_untrained_model(tiny_engine: Engine, tmp_pat
     assert "(2 stories)" in report  # too few for an interval
 
 
+def test_a_part_without_anything_to_draw_by_shot_is_reported_all_the_same(tiny_engine: Engine, tmp_path: Path):
+    config = replace(FAST, parts=("forgetful",))
+    content = results(list(evaluate(tiny_engine, Oracle(), config)), SCORES, config)
+    content["details"] |= {"transnet": "absent", "nearest_training_latent": "not measured"}
+    write_results(tmp_path / "storyworld.json", "student", content)
+    assert "forgetful_layout" in (tmp_path / "storyworld.md").read_text()
+
+
+def test_models_read_by_different_probes_are_not_paired(tiny_engine: Engine, tmp_path: Path):
+    path, finished = tmp_path / "storyworld.json", list(evaluate(tiny_engine, Oracle(), FAST))
+    for model, scores in (("student", SCORES), ("teacher", replace(SCORES, accuracy={}))):
+        content = results(finished, scores, FAST)
+        content["details"] |= {"transnet": "absent", "nearest_training_latent": "not measured"}
+        write_results(path, model, content)
+    assert "student_minus_teacher" not in json.loads(path.read_text())
+
+
+def test_long_stories_are_known_by_their_numbers(tiny_engine: Engine):
+    config = replace(FAST, shots=12, long_stories=1)
+    assert [config.is_long(number) for number in config.lengths] == [False] * FAST.stories + [True]
+    assert sum(config.lengths.values()) == 12 * (FAST.stories + 1)
+
+
 def test_samples_learnt_by_heart_are_looked_for_once_for_the_same_weights(tiny_engine: Engine, tmp_path: Path):
     path, content = tmp_path / "storyworld.json", results(list(evaluate(tiny_engine, Oracle(), FAST)), SCORES, FAST)
     found = {"learnt_by_heart": 0.0, "samples": 24, "ratio": {"value": 1.1, "low": 1.0, "high": 1.2, "stories": 24}}

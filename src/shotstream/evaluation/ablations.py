@@ -161,12 +161,20 @@ def long_shot(engine: Engine, reader: Reader, number: int, config: AblationConfi
     )
 
 
-def content_of(stories: Sequence[StoryResult], config: AblationConfig, *, long: bool) -> dict[str, Any]:
+def content_of(
+    stories: Sequence[StoryResult],
+    config: AblationConfig,
+    *,
+    long: bool,
+    weights: str | None = None,
+    probe: str | None = None,
+) -> dict[str, Any]:
     """Plain values of one variant: measures (of long shots by window) and how they were measured."""
     measures = measures_of(stories, "model")
     if not long:
         measures |= _means(pooled(stories, "model"))
     measured = circumstances() | {"machines": machines(stories), "config": asdict(config)}
+    measured |= {"weights": weights, "probe": probe}
     content: dict[str, Any] = {"measures": plain(measures), "measured": measured}
     if long:
         tally = pooled(stories, "model")
@@ -182,19 +190,37 @@ def _means(tally: Tally) -> dict[str, Measure]:
     return mean.measures()
 
 
-def add_result(path: Path, name: str, stories: Sequence[StoryResult], config: AblationConfig) -> None:
-    """Put one variant into the results, and write the report anew. Raises ValueError if others were told otherwise."""
+def add_result(
+    path: Path,
+    name: str,
+    stories: Sequence[StoryResult],
+    config: AblationConfig,
+    *,
+    weights: str | None = None,
+    probe: str | None = None,
+) -> None:
+    """Put one variant into the results, and write the report anew.
+
+    Args: weights and probe: fingerprints of what was filmed and what read it.
+    Raises: ValueError if others were told otherwise, read by another probe or, as far as none has weights of its own,
+        filmed by another student.
+    """
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
     for other, run_ in results["runs"].items():
         if run_["measured"]["config"] != asdict(config):
             raise ValueError(
                 f"{path} has {other} measured with {run_['measured']['config']}, now {asdict(config)}: use another file"
             )
+        untrained = other != name and not {name, other} & set(TRAINED)
+        for kind, now, compared in (("probe", probe, other != name), ("weights", weights, untrained)):
+            before = run_["measured"].get(kind)
+            if compared and None not in (before, now) and before != now:
+                raise ValueError(f"{path} has {other} measured with {kind} {before}, now {now}: use another file")
     shares_file = path.with_suffix(".stories.json")
     shares: dict[str, Any] = json.loads(shares_file.read_text()) if shares_file.is_file() else {}
     per_story = pooled(stories, "model").per_story()
     shares[name] = rounded(per_story | {"following": mean_of_attributes(per_story)})
-    results["runs"][name] = content_of(stories, config, long=name in LONG_VARIANTS)
+    results["runs"][name] = content_of(stories, config, long=name in LONG_VARIANTS, weights=weights, probe=probe)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     shares_file.write_text(json.dumps(shares) + "\n")
@@ -211,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="+", help=f"report, all, {', '.join([*VARIANTS, *LONG_VARIANTS, *TRAINED])}")
     parser.add_argument("--stories", type=int, default=STORIES)
-    parser.add_argument("--weights", type=Path, help="a folder, or a file with the student")
+    parser.add_argument("--weights", type=Path, help="a file with the student; without training, a folder will do")
     parser.add_argument("--probe", type=Path, default=PROBE_FILE)
     parser.add_argument("--device")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
@@ -240,8 +266,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     engine, reader = setup.load()
     config = AblationConfig(stories=options.stories, seed=options.seed)
     for name in names:
-        path = options.journals / f"{name}.jsonl" if options.journals else None
-        journal = Journal(path, _subject(setup, engine, name, config)) if path else None
+        path, subject = (
+            options.journals / f"{name}.jsonl" if options.journals else None,
+            _subject(setup, engine, name, config),
+        )
+        journal = Journal(path, subject) if path else None
         if options.processes > 1:
             one, numbers = partial(tell, name, config), range(config.stories)
             stories = told_in_processes(setup, numbers, one, options.processes, journal)
@@ -251,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for story in stories:
             finished.append(story)
             log.info("%s: story %d of %d", name, len(finished), config.stories)
-        add_result(options.output, name, finished, config)
+        add_result(options.output, name, finished, config, weights=subject["model"], probe=subject["probe"])
 
 
 if __name__ == "__main__":

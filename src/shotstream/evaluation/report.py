@@ -85,8 +85,8 @@ def results(
     Of the short stories, but for what only long ones can show (`hidden_mark_shot_12`) and what both tell of
     (`layout_recall`, `…_rule`). live: whether one process filmed alone, so that its speed means something.
     """
-    long = [story for story in stories if story.shots > config.shots]
-    short = [story for story in stories if story.shots <= config.shots] or long
+    long = [story for story in stories if config.is_long(story.story)]
+    short = [story for story in stories if not config.is_long(story.story)] or long
     ceiling, model = measures_of(short, "ceiling"), measures_of(short, "model")
     tallies = {which: pooled(short, which) for which in ("ceiling", "model")}
     model |= relative(tallies["model"], tallies["ceiling"]) | _headlines(stories, short, long, "model")
@@ -297,7 +297,8 @@ def write_results(path: Path, model: str, content: Mapping[str, Any]) -> None:
         merged["ceiling"] = content["ceiling"]
     if model == "student":
         merged |= {name: content[name] for name in HEADLINES}
-    if {"student", "teacher"} <= shares.keys():
+    same_probe = merged.get("student_details", {}).get("probe") == merged.get("teacher_details", {}).get("probe")
+    if {"student", "teacher"} <= shares.keys() and same_probe:
         merged["student_minus_teacher"] = plain(paired_differences(shares["student"], shares["teacher"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(merged, indent=1) + "\n")

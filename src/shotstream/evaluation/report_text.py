@@ -198,5 +198,8 @@ def _plots(path: Path, content: Mapping[str, Any], models: Sequence[str]) -> lis
     series = {model: content[f"{model}_details"]["by_shot"]["model"] for model in models}
     series["ceiling"] = content[f"{models[0]}_details"]["by_shot"]["ceiling"]
     shown = [name for name in (*DRIFT, FRECHET) if any(name in part for part in series.values())]
-    plots.by_shot(lines, shown, series)
-    return [f"![measures]({bars.name})", "", f"![by shot]({lines.name})", ""]
+    pictures = [f"![measures]({bars.name})", ""]
+    if shown:
+        plots.by_shot(lines, shown, series)
+        pictures += [f"![by shot]({lines.name})", ""]
+    return pictures

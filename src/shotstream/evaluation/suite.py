@@ -88,6 +88,9 @@ class SuiteConfig:
         long = range(self.first_seed + LONG_SEED, self.first_seed + LONG_SEED + self.long_stories)
         return dict.fromkeys(short, self.shots) | dict.fromkeys(long, LONG_SHOTS)
 
+    def is_long(self, number: int) -> bool:
+        return number >= self.first_seed + LONG_SEED
+
 
 class Crew(NamedTuple):
     """What films and what looks."""
@@ -128,7 +131,7 @@ class _Filming:
     def is_control(self) -> bool:
         """Whether the story is also filmed in ways that say what chance would do."""
         number = self.story.seed
-        return number < LONG_SEED and (number - self.config.first_seed) % CONTROL_EVERY == 0
+        return not self.config.is_long(number) and (number - self.config.first_seed) % CONTROL_EVERY == 0
 
     def ceiling(self) -> Findings:
         """The drawn world itself, seen through the codec."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from shotstream import storyworld
+from shotstream.recipes import latents
 from shotstream.recipes.latents import LatentsRecipe, chosen_clips, stories_of
 
 
@@ -36,3 +40,17 @@ def test_only_stories_in_which_two_people_meet() -> None:
     assert [seed for seed, _ in stories] == list(range(5, 35))
     assert [seed for shard in range(2) for seed, _ in stories_of(recipe, shard)] == meeting
     assert 0 < len(meeting) < 15
+
+
+def test_shards_made_otherwise_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "make_shards", lambda *args, **options: 0)
+    recipe = LatentsRecipe(
+        codec="runs/codec.safetensors", out=str(tmp_path / "latents"), stories=4, stories_per_shard=2
+    )
+    latents.run(recipe)
+    latents.run(replace(recipe, stories=5, codec="elsewhere/codec.safetensors", precision="float32"))
+    for changes in ({"codec": "runs/other.safetensors"}, {"split": "heldout"}, {"clips": 0.5}):
+        with pytest.raises(ValueError, match=f"begun with another {next(iter(changes))}: give another --out"):
+            latents.run(replace(recipe, **changes))
+    with pytest.raises(ValueError, match="begun for 5 stories, and its last shard is not full"):
+        latents.run(replace(recipe, stories=8))

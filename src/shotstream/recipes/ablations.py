@@ -13,7 +13,6 @@ learnt to.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -28,9 +27,9 @@ from shotstream.models.dit import DiT
 from shotstream.recipes import causal_init, inter_shot, intra_shot
 from shotstream.recipes.causal_init import CausalRecipe
 from shotstream.recipes.intra_shot import DistillRecipe
-from shotstream.recipes.runs import start
+from shotstream.recipes.runs import keep_settings, start
 from shotstream.training.distill import CRITIC, GENERATOR
-from shotstream.training.trainer import TrainerConfig, differing, to_json
+from shotstream.training.trainer import TrainerConfig
 
 log = logging.getLogger(__name__)
 
@@ -99,14 +98,12 @@ def run(name: str, common: Start) -> Path:
     if name not in ABLATIONS:
         raise ValueError(f"there is no ablation {name!r}: choose from {', '.join(ABLATIONS)}")
     ablation, folder = ABLATIONS[name], Path(common.out) / name
-    finished, settings = folder / "student.safetensors", folder / "settings.json"
-    if settings.is_file() and (others := sorted(differing(json.loads(settings.read_text()), to_json(common)))):
-        raise ValueError(f"{folder} was begun with another {', '.join(others)}: give another --out")
+    finished = folder / "student.safetensors"
+    if not finished.is_file():
+        _check_files(name, ablation, common)
+    keep_settings(folder, common)
     if finished.is_file():
         return finished
-    _check_files(name, ablation, common)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(to_json(common), indent=1))
     torch.manual_seed(common.seed)
     student, critic = folder / "start.safetensors", common.critic
     save_dit(student, changed(load_dit(common.init), ablation.network), dtype=torch.float32)

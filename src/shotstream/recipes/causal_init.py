@@ -31,6 +31,7 @@ from shotstream.recipes.runs import (
     add_frames_flag,
     build_dit,
     compile_blocks,
+    keep_settings,
     parser,
     precision_of,
     start,
@@ -161,8 +162,13 @@ def _guided(recipe: CausalRecipe, model: DiT, sampler: Sampler, device: torch.de
 
 
 def run_pairs(recipe: PairsRecipe, world: World | None = None, *, minutes: float | None = None) -> None:
-    """Make the trajectories that are not there yet; several processes share the files."""
+    """Make the trajectories that are not there yet; several processes share the files.
+
+    Raises ValueError if those that are there were made otherwise.
+    """
     world = world or World()
+    if world.is_first:
+        keep_settings(Path(recipe.out), recipe, free={"count"})
     device = TrainerConfig(device=recipe.device).torch_device(world)
     until = None if minutes is None else time.monotonic() + 60 * minutes
     teacher = load_dit(recipe.init).to(device, torch.float32).eval().requires_grad_(False)

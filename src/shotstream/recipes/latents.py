@@ -11,6 +11,7 @@ on the first of them.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import multiprocessing
 import time
@@ -31,6 +32,7 @@ from shotstream.models.codec import Codec, to_uint8
 from shotstream.models.text import MiniLMEncoder, TextEncoder
 from shotstream.models.tiny_codec import TinyCodec
 from shotstream.presets import STORYWORLD
+from shotstream.recipes.runs import keep_settings
 from shotstream.storyworld.sampler import WorldStory
 from shotstream.storyworld.spec import NOBODY, ShotSpec
 from shotstream.training.data import Captions, chunk_of_pixel, frames_ever_asked_for, write_shard
@@ -263,8 +265,17 @@ def make_shards(recipe: LatentsRecipe, shards: Sequence[int], *, until: float | 
 
 
 def run(recipe: LatentsRecipe, *, workers: int = 1, threads: int = 1, minutes: float | None = None) -> None:
-    """Make all shards, spread over processes."""
-    Path(recipe.out).mkdir(parents=True, exist_ok=True)
+    """Make all shards, spread over processes; more stories may be added later.
+
+    Raises ValueError if the shards that are there were made otherwise, or the last of them is not full.
+    """
+    settings = Path(recipe.out) / "settings.json"
+    made = json.loads(settings.read_text())["stories"] if settings.is_file() else 0
+    if made < recipe.stories and made % recipe.stories_per_shard:
+        raise ValueError(
+            f"{recipe.out} was begun for {made} stories, and its last shard is not full: give another --out"
+        )
+    keep_settings(Path(recipe.out), recipe, free={"stories"})
     until = None if minutes is None else time.monotonic() + 60 * minutes
     if workers == 1:
         make_shards(recipe, range(recipe.num_shards), until=until, threads=threads)

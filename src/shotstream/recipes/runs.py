@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from shotstream.models.dit import DiT, DiTConfig
 from shotstream.models.lora import LoRALinear
 from shotstream.training.data import LatentLibrary, SamplerConfig
 from shotstream.training.distributed import World, whole
-from shotstream.training.trainer import Outcome, Stage, Trainer, TrainerConfig, to_json
+from shotstream.training.trainer import Outcome, Stage, Trainer, TrainerConfig, differing, to_json
 from shotstream.training.watch import Watcher
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,19 @@ def with_flags(config: TrainerConfig, arguments: argparse.Namespace) -> TrainerC
     if arguments.optimiser is not None:
         optimisers[first] = replace(optimisers[first], kind=arguments.optimiser)
     return replace(config, **given, optimisers=optimisers, sharded=arguments.sharded)
+
+
+def keep_settings(folder: Path, settings: Any, *, free: Collection[str] = ()) -> None:
+    """Write down what a folder's files are made by. Raises ValueError if those that are there were made otherwise.
+
+    Args: free names what may change all the same.
+    """
+    path = folder / "settings.json"
+    before = json.loads(path.read_text()) if path.is_file() else None
+    if before and (others := sorted(set(differing(before, to_json(settings))) - set(free))):
+        raise ValueError(f"{folder} was begun with another {', '.join(others)}: give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(to_json(settings), indent=1))
 
 
 def build_dit(config: DiTConfig, library: LatentLibrary, init: str | None, seed: int) -> DiT:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
 
 from shotstream.models.attention import SegmentAttention
 from shotstream.models.dit import DiT
-from shotstream.recipes import intra_shot
+from shotstream.recipes import causal_init, inter_shot, intra_shot, teacher
 from shotstream.recipes.runs import parser, widened, with_frames
 from shotstream.training.data import SamplerConfig
 from shotstream.training.distill import CRITIC, GENERATOR
@@ -43,6 +44,25 @@ def test_shots_are_trained_in_whole_chunks(frames: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="whole chunks, multiples of 3"):
         with_frames(SamplerConfig(), frames)
     assert with_frames(SamplerConfig(), (3, 6)) == SamplerConfig(target_frames=6, lengths=(3, 6))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "flag"),
+    [
+        (causal_init, ["pairs", "--batch", "4"], "--batch"),
+        (causal_init, ["pairs", "--frames", "3"], "--frames"),
+        (causal_init, ["ode", "--guidance", "2"], "--guidance"),
+        (teacher, ["memory", "--frames", "3"], "--frames"),
+        (intra_shot, ["--teacher", "t", "--compile"], "--compile"),
+        (inter_shot, ["--teacher", "t", "--critic", "c", "--codec", "k", "--compile"], "--compile"),
+    ],
+)
+def test_flags_that_do_nothing_are_refused(
+    recipe: ModuleType, arguments: list[str], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        recipe.main([*arguments, "--data", "d", "--out", "o", "--init", "i"])
+    assert f"{flag} does nothing for" in capsys.readouterr().err
 
 
 def test_fewer_channels_are_refused(tiny_dit: DiT) -> None:

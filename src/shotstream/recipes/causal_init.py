@@ -34,6 +34,7 @@ from shotstream.recipes.runs import (
     keep_settings,
     parser,
     precision_of,
+    refuse_unused,
     start,
     train,
     with_flags,
@@ -206,11 +207,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--person-share", type=float, help="real, guided: share of a frame's loss for people, if few")
     flags.add_argument("--count", type=int, default=600, help="trajectories")
     given = flags.parse_args(arguments)
-    if given.frames is not None and given.part not in ("real", "guided"):
-        flags.error(
-            "--frames is for `real` and `guided`: trajectories are of whole shots, whose beginnings a causal student "
-            "sees alike"
-        )
+    if given.part in ("pairs", "ode"):  # trajectories are of whole shots, whose beginnings a causal student sees alike
+        refuse_unused(flags, given, given.part, "frames", "own_history", "two_people", "steered", "person_share")
+    if given.part == "pairs":
+        trained = ("steps", "batch", "accumulation", "learning_rate", "optimiser", "sharded", "image_every")
+        refuse_unused(flags, given, given.part, *trained)
+    if given.part == "ode":
+        refuse_unused(flags, given, given.part, "guidance")
     start(given)
     with joined() as world:
         if given.part != "pairs":

@@ -22,7 +22,7 @@ from shotstream.recipes.intra_shot import (
     optimisers,
     with_distill_flags,
 )
-from shotstream.recipes.runs import parser, start, train
+from shotstream.recipes.runs import parser, refuse_unused, start, train
 from shotstream.recipes.watching import watch_student
 from shotstream.training.data import LatentLibrary, Sampler
 from shotstream.training.distill import CRITIC, GENERATOR, InterShotStage
@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = flags.parse_args(arguments)
     if given.init is None:
         flags.error("inter-shot distillation starts from the intra-shot student: pass --init")
+    refuse_unused(flags, given, "distillation", "compile")
     start(given)
     recipe = config(
         data=given.data,

@@ -18,7 +18,16 @@ from shotstream.models.dit import DiT
 from shotstream.models.lora import LoRAConfig
 from shotstream.presets import STORYWORLD
 from shotstream.recipes import watching
-from shotstream.recipes.runs import add_frames_flag, parser, start, train, with_flags, with_frames, with_shares
+from shotstream.recipes.runs import (
+    add_frames_flag,
+    parser,
+    refuse_unused,
+    start,
+    train,
+    with_flags,
+    with_frames,
+    with_shares,
+)
 from shotstream.recipes.watching import WatchConfig, watch_student
 from shotstream.training.causal_init import CausalConfig, OdeStage, PairStore
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
@@ -140,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = flags.parse_args(arguments)
     if given.init is None:
         flags.error("distillation starts from a causal student: pass --init")
+    refuse_unused(flags, given, "distillation", "compile")
     start(given)
     recipe = config(data=given.data, out=given.out, init=given.init, teacher=given.teacher)
     recipe = replace(with_distill_flags(recipe, given), critic=given.critic, pairs=given.pairs)

@@ -52,6 +52,13 @@ def parser(description: str | None, *, data: bool = True) -> argparse.ArgumentPa
     return flags
 
 
+def refuse_unused(flags: argparse.ArgumentParser, given: argparse.Namespace, what: str, *names: str) -> None:
+    """End with an error where a flag is given that does nothing here."""
+    for name in names:
+        if getattr(given, name) not in (None, False):
+            flags.error(f"--{name.replace('_', '-')} does nothing for {what}: leave it out")
+
+
 def add_frames_flag(flags: argparse.ArgumentParser) -> None:
     """The flag whose value `with_frames` takes."""
     flags.add_argument(

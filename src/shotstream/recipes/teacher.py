@@ -23,6 +23,7 @@ from shotstream.recipes.runs import (
     build_dit,
     compile_blocks,
     parser,
+    refuse_unused,
     start,
     train,
     with_flags,
@@ -97,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--two-people", type=float, help="share of samples from shots of two people alone")
     flags.add_argument("--person-share", type=float, help="share of a frame's loss for people, if few")
     given = flags.parse_args(arguments)
+    if given.part in ("frames", "memory"):
+        refuse_unused(flags, given, f"{given.part}, which learns from single frames", "frames")
     start(given)
     recipe = config(given.part, data=given.data, out=given.out)
     recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)

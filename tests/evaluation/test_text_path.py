@@ -76,6 +76,17 @@ def test_a_readout_finds_what_a_token_says_and_nothing_in_noise(hops: int, refin
     assert accuracies(unreadable, targets[192:])["character"][0] < 0.5
 
 
+def test_what_lies_before_the_readout_learns_as_well():
+    states, targets = torch.randn(32, 6, 16), torch.full((32, len(READ)), UNSCORED)
+    targets[:, 0] = 1
+    top = torch.nn.Linear(16, 16)
+    before = top.weight.detach().clone()
+    config = ReadoutConfig(steps=2, batch_size=4, width=32, top_learning_rate=1e-4)
+    assert train_readout(states, targets, config, top).top is top
+    moved = (top.weight - before).abs().max()
+    assert 0 < moved < 3e-4, "at a rate of its own"
+
+
 def test_tokens_read_one_another_but_not_what_is_empty():
     torch.manual_seed(0)
     readout = Readout(16, width=32, refiners=2)

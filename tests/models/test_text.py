@@ -49,6 +49,20 @@ def test_building_an_encoder_leaves_the_random_state_alone(minilm: MiniLMEncoder
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_the_top_on_states_of_the_layers_below_is_the_whole(minilm: MiniLMEncoder) -> None:
+    captions = ["a fox in a blue coat walks along the beach", "a bear", "the robot and the girl meet, it rains"]
+    top = minilm.top_layers(2)
+    states = MiniLMEncoder(minilm.folder, layers=4).encode(captions)
+    torch.testing.assert_close(top(states), minilm.encode(captions), rtol=0, atol=1e-5)
+    assert all(weight.requires_grad for weight in top.parameters())
+    with torch.no_grad():
+        next(top.parameters()).zero_()  # a copy
+    assert not torch.equal(minilm.top_layers(2)(states), top(states))
+    for count in (0, 7):
+        with pytest.raises(ValueError, match="MiniLM has 6 layers"):
+            minilm.top_layers(count)
+
+
 def test_meaning_is_closer_than_chance(minilm: MiniLMEncoder) -> None:
     fox, same, other = minilm.embed(["a fox runs on sand", "a fox is running on the beach", "a kitchen at night"])
     assert fox @ same > 0.7 > 0.4 > fox @ other

@@ -126,13 +126,21 @@ class Readout(nn.Module):
 
     With two hops, queries go on from what all of them found, as those of the DiT's blocks do: "the bear" in one
     sentence leads to the coat of the bear in another. With `refiners` the tokens first read one another, in as many
-    layers as a generator would have to have.
+    layers as a generator would have to have. A `top` of layers of the encoder, before all else, learns as well.
     """
 
     def __init__(
-        self, text_width: int, *, width: int = 256, num_heads: int = 2, hops: int = 1, refiners: int = 0
+        self,
+        text_width: int,
+        *,
+        width: int = 256,
+        num_heads: int = 2,
+        hops: int = 1,
+        refiners: int = 0,
+        top: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.top = nn.Identity() if top is None else top
         self.embedding = nn.Sequential(
             nn.Linear(text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
         )
@@ -158,7 +166,7 @@ class Readout(nn.Module):
 
     def refined(self, states_SLD: Tensor) -> Tensor:
         """Embedded tokens [S, L, E] after they have read one another."""
-        text_SLE: Tensor = self.embedding(states_SLD)
+        text_SLE: Tensor = self.embedding(self.top(states_SLD))
         nothing_SL = states_SLD.eq(0).all(-1)
         for refiner in self.refiners:
             text_SLE = refiner(text_SLE, src_key_padding_mask=nothing_SL)
@@ -203,15 +211,22 @@ class ReadoutConfig:
     refiners: int = 0
     """Self-attention layers over the tokens before them."""
     learning_rate: float = 2e-3
+    top_learning_rate: float = 2e-4
+    """Of the encoder's own layers, where they learn as well."""
     seed: int = 0
 
 
-def train_readout(states: Tensor, targets: Tensor, config: ReadoutConfig) -> Readout:
-    """Fit a readout to token states [S, L, D] and classes [S, A]."""
+def train_readout(states: Tensor, targets: Tensor, config: ReadoutConfig, top: nn.Module | None = None) -> Readout:
+    """Fit a readout, and if given the encoder's top, to token states [S, L, D] and classes [S, A]."""
     torch.manual_seed(config.seed)
-    readout = Readout(states.shape[-1], width=config.width, hops=config.hops, refiners=config.refiners)
-    optimiser = torch.optim.AdamW(readout.parameters(), lr=config.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
+    readout = Readout(states.shape[-1], width=config.width, hops=config.hops, refiners=config.refiners, top=top)
+    upper = list(readout.top.parameters())
+    others = [p for name, p in readout.named_parameters() if not name.startswith("top.")]
+    groups, rates = [{"params": others}], [config.learning_rate]
+    if upper:
+        groups, rates = [*groups, {"params": upper}], [*rates, config.top_learning_rate]
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=config.steps)
     for step in range(config.steps):
         rows = torch.randint(len(states), (config.batch_size,))
         loss = readout_loss(readout, states[rows], targets[rows])

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shotstream.models.checkpoint import load_strictly, read_tensors, reading
 from shotstream.models.shelf import Shelf
@@ -123,6 +123,13 @@ class MiniLMEncoder:
         states = self._states(self._model, ids, lengths) * mask[..., None]
         return torch.nn.functional.normalize(states.sum(1) / mask.sum(1, keepdim=True), dim=-1)
 
+    def top_layers(self, count: int) -> MiniLMTop:
+        """A copy of the model's last `count` layers that can be trained. Raises ValueError for more than it has."""
+        layers = self._model.encoder.layer
+        if not 1 <= count <= len(layers):
+            raise ValueError(f"MiniLM has {len(layers)} layers, got count={count}")
+        return MiniLMTop(copy.deepcopy(layers[-count:]).requires_grad_(True))
+
     def _token_ids(self, captions: Sequence[str]) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch([_not_empty(caption) for caption in captions])
         ids = [list(encoding.ids) for encoding in encodings]
@@ -139,6 +146,23 @@ class MiniLMEncoder:
             token_type_ids=torch.zeros_like(ids),
         )
         return output.last_hidden_state.float()  # type: ignore[no-any-return]
+
+
+class MiniLMTop(nn.Module):
+    """Layers of MiniLM on states of the ones below, in the form that encoders give."""
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, states_SLD: Tensor) -> Tensor:
+        """[S, L, D] with zeros beyond each caption's last token, and so again."""
+        told_SL1 = states_SLD.ne(0).any(-1, keepdim=True)
+        mask = torch.zeros_like(states_SLD[..., :1]).masked_fill(~told_SL1, -1e9).movedim(-1, 1)[:, None]
+        for layer in self.layers:
+            output: Any = layer(states_SLD, attention_mask=mask)
+            states_SLD = output[0] if isinstance(output, tuple) else output  # a tuple: older transformers
+        return states_SLD * told_SL1
 
 
 class UMT5Encoder:

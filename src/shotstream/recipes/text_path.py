@@ -1,6 +1,7 @@
 """Check the text path: `python -m shotstream.recipes.text_path -o docs/results/text_path.json`.
 
 Trains a readout on frozen token states of training captions and scores it on captions whose templates it never saw.
+With `--unfrozen 2` the encoder's last two layers learn as well, on states of the ones below.
 """
 
 from __future__ import annotations
@@ -36,17 +37,19 @@ log = logging.getLogger(__name__)
 
 
 def check_layer(
-    train: CaptionSet, test: CaptionSet, layer: int, configs: Sequence[ReadoutConfig], show: int
+    train: CaptionSet, test: CaptionSet, layer: int, configs: Sequence[ReadoutConfig], show: int, unfrozen: int = 0
 ) -> list[dict[str, Any]]:
-    """Accuracies on the held-out captions of readouts of one MiniLM layer."""
+    """Accuracies on the held-out captions of readouts of one MiniLM layer; unfrozen: as many above it learn as well."""
     encoder = MiniLMEncoder(layers=layer)
     log.info("layer %d: encoding %d captions", layer, len(train.captions) + len(test.captions))
     states, test_states = encode_captions(encoder, train.captions), encode_captions(encoder, test.captions)
     targets = torch.where(train.stated >= 0, train.stated, train.silent)
     checks = []
     for config in configs:
-        predicted = predict(train_readout(states, targets, config), test_states)
-        checks.append({"layer": layer, "hops": config.hops, "refiners": config.refiners, **_scores(predicted, test)})
+        top = encoder.top_layers(unfrozen) if unfrozen else None
+        predicted = predict(train_readout(states, targets, config, top), test_states)
+        about = {"layer": layer, "unfrozen": unfrozen, "hops": config.hops, "refiners": config.refiners}
+        checks.append(about | _scores(predicted, test))
         for name, row in checks[-1]["stated"].items():
             log.info("layer %d, %d hops: %s %s", layer, config.hops, name, row)
             for caption, stated, read in mistakes(predicted, test, name, limit=show):
@@ -69,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="a JSON file; without one the result is only printed")
     parser.add_argument("--layers", type=int, nargs="+", default=[6], help="MiniLM layers to read, 6 is the last")
     parser.add_argument("--hops", type=int, nargs="+", default=[1, 2], help="cross-attention layers of the readouts")
+    parser.add_argument("--unfrozen", type=int, default=0, help="last layers of MiniLM that learn, above the read one")
     parser.add_argument("--refiners", type=int, default=0, help="self-attention layers over the tokens before them")
     parser.add_argument("--learning-rate", type=float, default=ReadoutConfig().learning_rate)
     parser.add_argument("--captions", type=int, default=10000, help="training captions")
@@ -80,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--mistakes", type=int, default=0, help="misread captions to show per attribute")
     options = parser.parse_args(arguments)
+    if options.unfrozen and options.layers != [6 - options.unfrozen]:
+        parser.error(f"--unfrozen {options.unfrozen} goes with --layers {6 - options.unfrozen}")
     torch.set_num_threads(options.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
@@ -92,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "hops: its cross-attention layers",
         "command": f"python -m shotstream.recipes.text_path --layers {' '.join(map(str, options.layers))} "
         f"--hops {' '.join(map(str, options.hops))} "
-        f"--refiners {options.refiners} --learning-rate {options.learning_rate} "
+        f"--unfrozen {options.unfrozen} --refiners {options.refiners} --learning-rate {options.learning_rate} "
         f"--captions {options.captions} --told-before {options.told_before} "
         f"--heldout-captions {options.heldout_captions} --steps {options.steps}",
         "hardware": f"{platform.machine()} CPU, {options.threads} thread",
@@ -100,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "required": REQUIRED,
         "captions": {"train": len(train.captions), "heldout": len(test.captions)},
         "readouts": [
-            check for layer in options.layers for check in check_layer(train, test, layer, configs, options.mistakes)
+            check
+            for layer in options.layers
+            for check in check_layer(train, test, layer, configs, options.mistakes, options.unfrozen)
         ],
     }
     text = json.dumps(result, indent=1)

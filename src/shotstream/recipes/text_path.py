@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plain = ReadoutConfig(steps=options.steps, refiners=options.refiners, learning_rate=options.learning_rate)
     configs = [replace(plain, hops=hops) for hops in options.hops]
     result = {
-        "what": "share of held-out captions of which a readout of frozen MiniLM states tells an attribute; "
-        "hops: its cross-attention layers",
+        "what": "share of held-out captions of which a readout of MiniLM's states tells an attribute; "
+        "unfrozen: layers of MiniLM that learnt with it; hops: its cross-attention layers",
         "command": f"python -m shotstream.recipes.text_path --layers {' '.join(map(str, options.layers))} "
         f"--hops {' '.join(map(str, options.hops))} "
         f"--unfrozen {options.unfrozen} --refiners {options.refiners} --learning-rate {options.learning_rate} "

@@ -133,13 +133,16 @@ class ChunkedCodec(ABC, nn.Module):
 
 
 @contextmanager
-def unchanged_if_it_fails(state: Any) -> Iterator[None]:
-    """What is raised inside leaves a codec's state as it was. For states whose tensors are replaced, not written to."""
-    before = {field.name: copy.copy(getattr(state, field.name)) for field in fields(state)}
+def unchanged_if_it_fails(state: Any, before: Any = None) -> Iterator[None]:
+    """Whatever is raised inside leaves a codec's state as it was.
+
+    Args: before is a copy of the state, where its tensors are written to; where they are replaced, none is needed.
+    """
+    saved = {field.name: copy.copy(getattr(before or state, field.name)) for field in fields(state)}
     try:
         yield
-    except BaseException:
-        for name, value in before.items():
+    except BaseException:  # an interrupt from the keyboard, too: the chunk will be decoded again
+        for name, value in saved.items():
             setattr(state, name, value)
         raise
 

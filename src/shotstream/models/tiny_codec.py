@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +25,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shotstream.models.checkpoint import load_strictly, read_ours, reading
-from shotstream.models.codec import ChunkedCodec, check_batch, check_latents, check_pixels, nothing, split_frames
+from shotstream.models.codec import (
+    ChunkedCodec,
+    check_batch,
+    check_latents,
+    check_pixels,
+    nothing,
+    split_frames,
+    unchanged_if_it_fails,
+)
 from shotstream.models.shelf import apart
 from shotstream.models.winograd import WinogradConv
 
@@ -100,16 +107,6 @@ class TinyCodecState:
 
     def clone(self) -> TinyCodecState:
         return TinyCodecState(self.batch, {name: m.clone() for name, m in self.memories.items()}, self.fresh)
-
-    @contextmanager
-    def unchanged_if_it_fails(self) -> Iterator[None]:
-        """Whatever is raised inside leaves the state as it was. The copy takes 0.2 of the 90 ms of a chunk."""
-        before = self.clone()
-        try:
-            yield
-        except BaseException:
-            self.memories, self.fresh = before.memories, before.fresh
-            raise
 
 
 class MemoryBlock(nn.Module):
@@ -379,7 +376,7 @@ class TinyCodec(ChunkedCodec):
         """
         check_latents(latents, channels=self.latent_channels)
         check_batch(latents, state.batch)
-        with state.unchanged_if_it_fails():
+        with unchanged_if_it_fails(state, state.clone()):  # 0.2 of the 90 ms of a chunk
             frames: Tensor = self.decoder.frames(
                 self.denormalise(latents.float()).to(self.dtype), state, between=between
             )

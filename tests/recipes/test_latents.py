@@ -48,7 +48,7 @@ def test_shards_made_otherwise_are_not_mixed(tmp_path: Path, monkeypatch: pytest
         codec="runs/codec.safetensors", out=str(tmp_path / "latents"), stories=4, stories_per_shard=2
     )
     latents.run(recipe)
-    latents.run(replace(recipe, stories=5, codec="elsewhere/codec.safetensors", precision="float32"))
+    latents.run(replace(recipe, stories=5, codec="/moved/runs/codec.safetensors", precision="float32"))
     for changes in ({"codec": "runs/other.safetensors"}, {"split": "heldout"}, {"clips": 0.5}):
         with pytest.raises(ValueError, match=f"begun with another {next(iter(changes))}: give another --out"):
             latents.run(replace(recipe, **changes))

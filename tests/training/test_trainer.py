@@ -231,6 +231,8 @@ def test_a_network_that_never_has_a_finite_gradient_ends_the_run_though_the_othe
     [
         ({"part": "guided"}, "part"),
         ({"data": "elsewhere/other"}, "data"),
+        ({"init": "runs/c2/weights.safetensors"}, "init"),
+        ({"init": "/moved/runs/c1/weights.safetensors"}, ""),
         ({"trainer": {"optimisers": {"generator": {"kind": "muon"}}, "steps": 7}}, "trainer.optimisers.generator.kind"),
         ({"data": "elsewhere/latents", "newly": 1, "minutes": 3}, ""),
         ({"trainer": {"optimisers": {"generator": {"kind": "adamw"}}, "steps": 99}}, ""),
@@ -240,6 +242,7 @@ def test_a_run_goes_on_by_the_recipe_it_was_begun_with(tmp_path: Path, change: d
     recipe = {
         "part": "real",
         "data": "runs/latents",
+        "init": "runs/c1/weights.safetensors",
         "trainer": {"optimisers": {"generator": {"kind": "adamw"}}, "steps": 4},
     }
     Trainer(ToyStage(), _config(tmp_path, steps=2), recipe=recipe).run()

@@ -16,7 +16,7 @@ import logging
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -275,7 +275,7 @@ def run(recipe: LatentsRecipe, *, workers: int = 1, threads: int = 1, minutes: f
         raise ValueError(
             f"{recipe.out} was begun for {made} stories, and its last shard is not full: give another --out"
         )
-    keep_settings(Path(recipe.out), recipe, free={"stories"})
+    keep_settings(Path(recipe.out), replace(recipe, stories=max(made, recipe.stories)), free={"stories"})
     until = None if minutes is None else time.monotonic() + 60 * minutes
     if workers == 1:
         make_shards(recipe, range(recipe.num_shards), until=until, threads=threads)

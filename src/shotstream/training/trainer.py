@@ -554,15 +554,22 @@ FREE_TO_CHANGE = {
 
 
 def differing(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Names of what two recipes both have and that is not the same; of files and folders the last part counts."""
+    """Names of what two recipes both have and that is not the same.
+
+    Runs may move: of a folder its own name counts, of a file also the folder it lies in, as stages name theirs alike.
+    """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in (before.keys() & now.keys()) - FREE_TO_CHANGE:
             yield from differing(before[key], now[key], f"{name}.{key}" if name else key)
     elif isinstance(before, str) and isinstance(now, str):
-        if Path(before).name != Path(now).name:
+        if _place(before) != _place(now):
             yield name
     elif before != now:
         yield name
+
+
+def _place(path: str) -> tuple[str, ...]:
+    return Path(path).parts[-2 if Path(path).suffix else -1 :]
 
 
 def to_json(value: Any) -> Any:

@@ -211,7 +211,10 @@ def test_what_other_machines_filmed_is_marked(tmp_path: Path):
         write_report(path, runs, dict.fromkeys(runs, row))
         return path.read_text()
 
-    assert "cannot be told (other machine)" in report("bfloat16", "float32")
+    elsewhere = report("bfloat16", "float32")
+    assert "cannot be told (other machine)" in elsewhere
+    assert "*chosen minus no_indicator* (other machine)" in elsewhere
+    assert f"Of {4 * len(CLAIMS)} orderings: {4 * len(CLAIMS) - 1} not measured, 1 cannot be told." in elsewhere
     assert "(other machine)" not in report("float32", "float32")
 
 

@@ -205,6 +205,7 @@ def test_the_whole_suite_runs_on_an_untrained_model(tiny_engine: Engine, tmp_pat
     assert set(written["student_details"]["by_shot"]["model"]["sharpness"]) == {"1", "2"}
     assert written["student_details"]["frames_per_second"] > 0
     report = path.with_suffix(".md").read_text()
+    assert "frames/s." in report
     assert "said/character" in report
     assert "prompt_following_of_ceiling" in report
     assert "| character | 99.0 | (96.0) |" in report
@@ -252,11 +253,13 @@ def test_a_report_says_how_many_stories_each_machine_filmed(tiny_engine: Engine,
     here, elsewhere = evaluate(tiny_engine, Oracle(), FAST)
     elsewhere.machine = "a bigger machine"
     path = tmp_path / "storyworld.json"
-    content = results([here, elsewhere], SCORES, FAST)
+    content = results([here, elsewhere], SCORES, FAST, processes=2)
     content["details"] |= {"transnet": "absent", "nearest_training_latent": "not measured"}
     write_results(path, "student", content)
     assert content["details"]["measured"]["machines"] == {here.machine: 1, "a bigger machine": 1}
-    assert f"1 on {here.machine} and 1 on a bigger machine" in path.with_suffix(".md").read_text()
+    report = path.with_suffix(".md").read_text()
+    assert f"1 on {here.machine} and 1 on a bigger machine" in report
+    assert "frames/s, each of 2 processes side by side." in report
 
 
 def test_a_fingerprint_knows_weights_at_any_precision(engine_on: Callable[..., Engine]):

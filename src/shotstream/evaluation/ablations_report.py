@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ def write_report(path: Path, runs: Mapping[str, Any], shares: Mapping[str, Any])
     for group in GROUPS:
         if sum(name in runs for name in group.variants) > 1:
             parts += _group(path, group, runs, shares)
-    parts += _long(runs)
+    parts += _long(path, runs)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts) + "\n")
 
@@ -183,14 +184,17 @@ def verdict(measured: Measure | None) -> str:
 
 def _claims(runs: Mapping[str, Any], shares: Mapping[str, Any]) -> list[str]:
     lines = ["## The paper's ordering", ""]
-    lines += ["| choice | against | measure | paper | here, in points | ordering |", "|---|---|---|---|---|---|"]
+    header = ["| choice | against | measure | paper | here, in points | ordering |", "|---|---|---|---|---|---|"]
+    rows, verdicts = [], Counter[str]()
     for claim in CLAIMS:
         for measure, (ours, theirs) in claim.by_measure.items():
             found = difference(shares, claim.chosen, claim.other, measure)
+            verdicts[verdict(found)] += 1
             row = f"| {claim.chosen} | {claim.other} | {MEASURES[measure]} | {ours:.3f} > {theirs:.3f} |"
             warning = elsewhere(runs, claim.chosen, claim.other) if found else ""
-            lines.append(f"{row} {_points(found)} | {verdict(found)}{warning} |")
-    return [*lines, ""]
+            rows.append(f"{row} {_points(found)} | {verdict(found)}{warning} |")
+    counted = ", ".join(f"{count} {name}" for name, count in verdicts.most_common())
+    return [*lines, f"Of {verdicts.total()} orderings: {counted}.", "", *header, *rows, ""]
 
 
 def _better(runs: Mapping[str, Any], shares: Mapping[str, Any]) -> list[str]:
@@ -224,7 +228,8 @@ def _group(path: Path, group: Group, runs: Mapping[str, Any], shares: Mapping[st
     others = [name for name in names if name != group.chosen] if group.chosen in runs else []
     for name in others:
         cells = [_points(difference(shares, group.chosen, name, measure)) for measure in MEASURES]
-        lines.append(f"| *{group.chosen} minus {name}* | {' | '.join(cells)} |")
+        warning = elsewhere(runs, group.chosen, name)
+        lines.append(f"| *{group.chosen} minus {name}*{warning} | {' | '.join(cells)} |")
     return [*lines, "", *_plot(path, group, names, runs)]
 
 
@@ -243,7 +248,7 @@ def _plot(path: Path, group: Group, names: Sequence[str], runs: Mapping[str, Any
     return [f"![{group.title}]({file.name})", ""]
 
 
-def _long(runs: Mapping[str, Any]) -> list[str]:
+def _long(path: Path, runs: Mapping[str, Any]) -> list[str]:
     """Shots three windows long, by window."""
     names = [name for name, run in runs.items() if "by_window" in run]
     if not names:
@@ -260,7 +265,27 @@ def _long(runs: Mapping[str, Any]) -> list[str]:
             percent = measure != "sharpness"
             cells = [_cell(windows[str(part)].get(measure), percent=percent) for part in (1, 2, 3)]
             lines.append(f"| {name} | {measure} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return [*lines, "", *_plot_by_window(path, {name: runs[name]["by_window"] for name in names})]
+
+
+def _plot_by_window(path: Path, by_window: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A panel per measure of enough stories, a line per variant, along the windows of a shot."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return []
+    from shotstream.evaluation import plots
+
+    series: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, windows in by_window.items():
+        for part, measures in windows.items():
+            for measure, row in measures.items():
+                if row["stories"] < ENOUGH_STORIES:
+                    continue
+                series.setdefault(name, {}).setdefault(measure, {})[part] = row
+    if not series:
+        return []
+    file = path.with_name(f"{path.stem}-by-window.png")
+    plots.by_shot(file, sorted({measure for found in series.values() for measure in found}), series)
+    return [f"![by window]({file.name})", ""]
 
 
 def _cell(row: Mapping[str, Any] | None, *, percent: bool = True) -> str:

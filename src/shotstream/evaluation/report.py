@@ -78,12 +78,12 @@ DRIFT = ("said", "hidden_mark", "layout", "tint", "own_hidden_mark", "sharpness"
 
 
 def results(
-    stories: Sequence[StoryResult], scores: ProbeScores, config: SuiteConfig, *, live: bool = True
+    stories: Sequence[StoryResult], scores: ProbeScores, config: SuiteConfig, *, processes: int = 1
 ) -> dict[str, Any]:
     """Everything measured, as plain values: `ceiling` and `model`, headlines, `details` and `per_story`.
 
     Of the short stories, but for what only long ones can show (`hidden_mark_shot_12`) and what both tell of
-    (`layout_recall`, `…_rule`). live: whether one process filmed alone, so that its speed means something.
+    (`layout_recall`, `…_rule`). processes: so many filmed side by side; the speed told is that of one of them.
     """
     long = [story for story in stories if config.is_long(story.story)]
     short = [story for story in stories if not config.is_long(story.story)] or long
@@ -95,7 +95,8 @@ def results(
     details: dict[str, Any] = {
         "long": {which: plain(measures_of(long, which)) for which in ("ceiling", "model")} if long else {},
         "by_shot": {which: _plain_by_shot(long or short, which) for which in ("ceiling", "model")},
-        "frames_per_second": frames / seconds if seconds and live else None,
+        "frames_per_second": frames / seconds if seconds else None,
+        "processes": processes,
         "probe": asdict(scores),
         "left_out_of_following": rare_names(tallies["model"], _said(tallies["model"])),
         "measured": circumstances() | {"machines": machines(stories), "config": asdict(config)},

@@ -54,7 +54,17 @@ def _circumstances(content: Mapping[str, Any], models: Sequence[str]) -> list[st
         stories = f"{config['stories']} stories of {config['shots']} shots, {config['long_stories']} long ones"
         lines.append(f"{model}: {stories}; {filmed_on(measured)}; {measured['date']}, commit {measured['commit']}.  ")
         lines.append(f"TransNetV2: {details['transnet']}. Samples learnt by heart: {_by_heart(details)}.  ")
+        lines.append(f"{_speed(details)}  ")
     return ["", *lines, ""]
+
+
+def _speed(details: Mapping[str, Any]) -> str:
+    rate = details.get("frames_per_second")
+    if rate is None:
+        return "No frames were timed."
+    count = details.get("processes", 1)
+    together = f", each of {count} processes side by side" if count > 1 else ""
+    return f"Denoised and decoded at {rate:.1f} frames/s{together}."
 
 
 def _by_heart(details: Mapping[str, Any]) -> str:

@@ -410,9 +410,10 @@ def measure(setup: Setup, config: SuiteConfig, options: argparse.Namespace, prog
         for result in stories:
             finished.append(result)
             progress(f"story {len(finished)} of {len(config.lengths)}")
-    content = results(finished, reader.scores, config, live=options.processes == 1)
+    content = results(finished, reader.scores, config, processes=options.processes)
     content["details"]["weights"] = fingerprint(engine)
-    content["details"]["transnet"] = "measured" if setup.transnet else "absent"
+    without = "left out" if options.transnet == "off" else "not installed"
+    content["details"]["transnet"] = "measured" if setup.transnet else without
     copied = novelty(engine, options.training_data) if options.training_data else None
     content["details"]["nearest_training_latent"] = copied or "not measured: no --training-data given"
     write_results(options.output, setup.model, content)

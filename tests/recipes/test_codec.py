@@ -13,6 +13,7 @@ from safetensors import safe_open
 from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
 from shotstream.recipes import codec as recipe
 from shotstream.recipes.codec import CodecRecipe
+from shotstream.training.codec import CodecWatch, NoisyCodec
 from shotstream.training.codec_data import CodecDataConfig, CropSampler
 
 SMALL = TinyCodecConfig(
@@ -56,6 +57,22 @@ def test_a_finished_file_has_latents_of_one_scale_and_tells_how_it_was_made(tmp_
     # Not each channel by itself: what moves the picture most has the largest latents.
     assert codec.latent_sd.unique().numel() == 1
     assert latents.std((0, 1, 3, 4)).max() > 1.5 * latents.std((0, 1, 3, 4)).min()
+
+
+def test_a_file_is_measured_as_it_was_when_it_was_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tiny(tmp_path, test_clips=8)
+    metrics = recipe.run(made)
+    assert metrics is not None
+    assert metrics["psnr_face_low"] < metrics["psnr_face"] < metrics["psnr_face_high"]
+    monkeypatch.setattr(recipe, "config", lambda *_, **__: made)
+    capsys.readouterr()
+    recipe.main(["--out", str(tmp_path), "--world", "shapes", "--measure", str(tmp_path / "codec.safetensors")])
+    told = json.loads(capsys.readouterr().out)
+    assert told == {name: round(value, 3) for name, value in metrics.items() if name != "megabytes"}
+    watched = CodecWatch(NoisyCodec(TinyCodec.load(tmp_path / "codec.safetensors")), recipe.sources(made)[1], 8, 5)
+    assert watched().scores["psnr_clip"] != metrics["psnr_clip"]  # judged by other clips
 
 
 def test_time_is_up_leaves_a_codec_and_the_same_command_goes_on(tmp_path: Path) -> None:

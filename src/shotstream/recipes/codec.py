@@ -3,6 +3,7 @@
     python -m shotstream.recipes.codec --out runs/codec
     python -m shotstream.recipes.codec --out runs/k2 --init runs/codec/codec.safetensors --latent-channels 48
     python -m shotstream.recipes.codec --out runs/k3 --init runs/k2/codec.safetensors --freeze-encoder --box-weight 10
+    python -m shotstream.recipes.codec --out runs/k3 --measure runs/k3/codec.safetensors
 
 The first starts as a linear codec. The second adds latent channels; the third trains the decoder alone, so that latents
 keep their meaning. Each leaves codec.safetensors in its folder, and what it is worth on held-out clips on stdout.
@@ -15,7 +16,7 @@ import datetime
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -27,10 +28,12 @@ from shotstream.engine.loading import default_dtype
 from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
 from shotstream.recipes.runs import parser, start, with_flags
 from shotstream.training.codec import (
+    TESTED,
     CodecLossConfig,
     CodecStage,
     CodecWatch,
     NoisyCrops,
+    Pair,
     heldout_clips,
     latent_statistics,
     measure,
@@ -65,7 +68,8 @@ class CodecRecipe:
     freeze_encoder: bool = False
     statistics_clips: int = 64
     """On how many clips the finished codec's latents are measured."""
-    test_clips: int = 24
+    test_clips: int = 96
+    """Others than those that are watched while training: whoever trains until these look good has chosen them."""
     test_frames: int = 33
     seed: int = 0
 
@@ -152,14 +156,21 @@ def finish(
     metadata = {"recipe": json.dumps(to_json(recipe)), "step": str(step)}
     codec = codec.to(torch.bfloat16)
     codec.save(path, metadata)
-    shipped = TinyCodec.load(path, dtype=default_dtype(device)).to(device)
-    metrics, pairs = measure(shipped, heldout_clips(heldout, recipe.test_clips, recipe.test_frames))
+    metrics, pairs = tested(path, recipe, heldout, device)
     Image.fromarray(side_by_side(pairs)).save(path.with_suffix(".png"))
     metrics["megabytes"] = path.stat().st_size / 1e6
     stamp = datetime.date.today().isoformat()
     codec.save(path, {**metadata, "metrics": json.dumps(metrics), "date": stamp})
     log.info("wrote %s", path)
     return metrics
+
+
+def tested(
+    path: str | Path, recipe: CodecRecipe, heldout: ClipSource, device: torch.device
+) -> tuple[dict[str, float], list[Pair]]:
+    """What a file is worth on held-out clips that nothing about its training was decided by."""
+    codec = TinyCodec.load(path, dtype=default_dtype(device)).to(device)
+    return measure(codec, heldout_clips(heldout, recipe.test_clips, recipe.test_frames, seed=TESTED))
 
 
 def from_flags(given: argparse.Namespace) -> CodecRecipe:
@@ -193,6 +204,7 @@ def flags() -> argparse.ArgumentParser:
         "--freeze-encoder", action="store_true", help="train the decoder alone: latents keep their meaning"
     )
     own.add_argument("--box-weight", type=float, help="how much more a pixel of a face or a mark counts")
+    own.add_argument("--measure", metavar="FILE", help="no training: measure this codec on held-out clips")
     own.add_argument("--finish", action="store_true", help="no training: write the codec of the last snapshot")
     return own
 
@@ -201,11 +213,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = flags().parse_args(arguments)
     start(given)
     recipe = from_flags(given)
+    if given.measure is not None:
+        _print(tested(given.measure, recipe, sources(recipe)[1], recipe.trainer.torch_device(World()))[0])
+        return 0
     with joined() as world:
         metrics = run(recipe, world, train=not given.finish)
     if metrics is not None:
-        sys.stdout.write(json.dumps({name: round(value, 3) for name, value in metrics.items()}) + "\n")
+        _print(metrics)
     return 0
+
+
+def _print(metrics: Mapping[str, float]) -> None:
+    sys.stdout.write(json.dumps({name: round(value, 3) for name, value in metrics.items()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
 MEASURED_CROPS, MEASURED_FRAMES = 16, 5
 """On how much the latents' sizes are measured while training."""
+WATCHED, TESTED = 77, 78
+"""Seeds of the held-out clips that a run is watched by, and of those that its end is judged by."""
+ENOUGH_CLIPS = 8
+"""Fewer have no interval."""
+SHOWN = 8
+"""Of so many clips pictures are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,20 +210,22 @@ def _edge_error(error_BTCHW: Tensor, weight: Tensor) -> Tensor:
     return across + down
 
 
-def heldout_clips(source: ClipSource, count: int, num_frames: int) -> list[SourceClip]:
-    """The same clips every time."""
-    return [source.clip(np.random.default_rng((77, index)), num_frames) for index in range(count)]
+def heldout_clips(source: ClipSource, count: int, num_frames: int, *, seed: int = WATCHED) -> list[SourceClip]:
+    """The same clips every time; `seed` `TESTED` for those that no decision about a run looks at."""
+    return [source.clip(np.random.default_rng((seed, index)), num_frames) for index in range(count)]
 
 
 @torch.no_grad()
 def measure(codec: TinyCodec, clips: Sequence[SourceClip]) -> tuple[dict[str, float], list[Pair]]:
     """PSNR in dB (of squared errors pooled over all clips, uint8 steps) of whole clips, face and mark boxes, motion.
 
-    `motion` counts only pixels that changed by more than 8 levels since the frame before. Returns pairs
-    (truth, decoded) of uint8 frames [T, H, W, 3] as well. Runs where the codec is, in its dtype.
+    `motion` counts only pixels that changed by more than 8 levels since the frame before. Of eight clips or more each
+    has a 95% interval over clips (`…_low`, `…_high`). Returns pairs (truth, decoded) of uint8 frames [T, H, W, 3] of
+    the first eight as well. Runs where the codec is, in its dtype.
     """
-    pooled: dict[str, list[float]] = {name: [0.0, 0.0] for name in ("clip", "face", "mark", "motion", "lone")}
-    per_clip, pairs = [], []
+    pooled: dict[str, list[tuple[float, float]]] = {name: [] for name in ("clip", "face", "mark", "motion", "lone")}
+    per_clip: list[float] = []
+    pairs: list[Pair] = []
     for clip in clips:
         drawn = codec.decode_chunk(codec.encode(_pixels(clip, codec)), codec.new_decoder_state())[0].cpu().numpy()
         square_THW = (drawn.astype(np.float32) - clip.frames.astype(np.float32)).__pow__(2).mean(-1)
@@ -231,13 +239,29 @@ def measure(codec: TinyCodec, clips: Sequence[SourceClip]) -> tuple[dict[str, fl
             "lone": np.arange(len(square_THW))[:, None, None] + np.zeros_like(moved_THW) == 0,
         }
         for name, mask in masks.items():
-            pooled[name][0] += float(square_THW[mask].sum())
-            pooled[name][1] += float(mask.sum())
+            pooled[name].append((float(square_THW[mask].sum()), float(mask.sum())))
         per_clip.append(_psnr(float(square_THW.mean())))
-        pairs.append((clip.frames, drawn))
-    result = {f"psnr_{name}": _psnr(total / count) for name, (total, count) in pooled.items() if count}
+        if len(pairs) < SHOWN:
+            pairs.append((clip.frames, drawn))
+    result: dict[str, float] = {}
+    for name, sums in pooled.items():
+        result |= _pooled_psnr(f"psnr_{name}", np.asarray(sums))
     result |= {"psnr_clip_mean": float(np.mean(per_clip)), "psnr_clip_worst": min(per_clip)}
     return result, pairs
+
+
+def _pooled_psnr(name: str, sums_N2: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Of summed squares and counts of N clips, with an interval where there are enough clips for one."""
+    total, count = sums_N2.sum(0)
+    if not count:
+        return {}
+    found = {name: _psnr(total / count)}
+    if len(sums_N2) >= ENOUGH_CLIPS:
+        drawn = np.random.default_rng(0).integers(len(sums_N2), size=(1000, len(sums_N2)))
+        totals, counts = sums_N2[drawn].sum(1).T
+        likely = [_psnr(mean) for mean in totals[counts > 0] / counts[counts > 0]]
+        found |= {f"{name}_{end}": float(np.quantile(likely, q)) for end, q in (("low", 0.025), ("high", 0.975))}
+    return found
 
 
 def _pixels(clip: SourceClip, codec: TinyCodec) -> Tensor:
@@ -252,7 +276,7 @@ def _psnr(mean_square: float) -> float:
 def side_by_side(pairs: Sequence[Pair]) -> npt.NDArray[np.uint8]:
     """One picture, a column per clip: truth above the decoded frame, of the clip's middle and of its end."""
     columns = []
-    for truth, drawn in pairs[:8]:
+    for truth, drawn in pairs[:SHOWN]:
         middle, end = len(truth) // 2, len(truth) - 1
         columns.append(np.concatenate([truth[middle], drawn[middle], truth[end], drawn[end]], axis=0))
     rows = [np.concatenate(columns[i : i + 4], axis=1) for i in range(0, len(columns), 4)]

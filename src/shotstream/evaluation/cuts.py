@@ -1,7 +1,7 @@
 """Are cuts seen where they were planned, and nowhere else?
 
-The exact detector compares neighbouring frames. Its threshold lies in the gap between what changes inside the drawn
-world's shots and what changes at its cuts, both through the codec. TransNetV2 (`transnet.py`) is the usual detector.
+The exact detector compares neighbouring frames. Its threshold lies above what changes inside the drawn world's shots
+and below most of what changes at its cuts, both through the codec. TransNetV2 (`transnet.py`) is the usual detector.
 A boundary before frame k is called k.
 """
 
@@ -21,7 +21,7 @@ CELL = 8
 NEIGHBOURS = 6
 """A cut stands out among the changes this many frames before and after it."""
 OUTSTANDING = 2.2
-"""By this factor. Renders through the codec: at most 1.6 inside shots, at least 2.8 at cuts."""
+"""By this factor. Of 200 stories through the codec: nothing inside 800 shots, 566 of 600 cuts."""
 STILL = 1.0
 """Grey levels of change that nobody notices."""
 

@@ -34,10 +34,11 @@ def attend_fused(q_BNLD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:
 
 
 def attend(q_BNLD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:
-    """Attention by the twin that measured faster: the fused one, in bfloat16 on CPUs as well as on accelerators.
+    """Attention by the twin that measured faster: on a CPU in bfloat16 the fused one.
 
-    In float32 on a CPU the two are about even. With gradient a CPU takes the plain one for a few queries (a chunk's:
-    up to 2.3 times faster), the fused one for those of a whole shot (up to 1.6 times).
+    Accelerators take it too: `benchmarks/attention.py` runs there, but has not been run yet. In float32 on a CPU the two
+    are about even. With gradient a CPU takes the plain one for a few queries (a chunk's: up to 2.3 times faster), the
+    fused one for those of a whole shot (up to 1.6 times).
     """
     few = q_BNLD.shape[2] < FUSED_BACKWARD_QUERIES
     if few and q_BNLD.device.type == "cpu" and q_BNLD.requires_grad:

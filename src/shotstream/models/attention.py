@@ -36,7 +36,7 @@ def attend_fused(q_BNLD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:
 def attend(q_BNLD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:
     """Attention by the twin that measured faster: on a CPU in bfloat16 the fused one.
 
-    Accelerators take it too: `benchmarks/attention.py` runs there, but has not been run yet. In float32 on a CPU the two
+    Accelerators take it too: `benchmarks/attention.py` runs there, but has not been run yet. In float32 on a CPU they
     are about even. With gradient a CPU takes the plain one for a few queries (a chunk's: up to 2.3 times faster), the
     fused one for those of a whole shot (up to 1.6 times).
     """

@@ -142,6 +142,12 @@ class TeacherStage:
         return normal(rng, shape), sigma.expand(frames)
 
 
+def freeze_all_but_self_attention(model: DiT) -> None:
+    """Let only q, k, v, o and the norms of the blocks' self-attention learn, in place."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("self_attn" in name.split("."))
+
+
 def next_shot_output(
     model: DiT,
     data: Batch,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 from shotstream.models.attention import SegmentAttention
+from shotstream.models.checkpoint import save_dit
 from shotstream.models.dit import DiT
+from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
 from shotstream.recipes import causal_init, inter_shot, intra_shot, teacher
-from shotstream.recipes.runs import parser, widened, with_frames
+from shotstream.recipes.runs import parser, read_codec, widened, with_frames
 from shotstream.training.data import SamplerConfig
 from shotstream.training.distill import CRITIC, GENERATOR
 
@@ -81,3 +84,25 @@ def test_distillation_flags_reach_the_network_they_are_for() -> None:
     rates = {name: optimiser.learning_rate for name, optimiser in after.trainer.optimisers.items()}
     assert rates == {GENERATOR: 0.25, CRITIC: 0.5}
     assert after.distill == replace(before.distill, critic_steps=2, lowest_sigma=0.3)
+
+
+def test_a_codec_is_of_the_kind_that_its_file_is(tiny_dit: DiT, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="the Wan codec needs the `wan` extra")
+    from diffusers import AutoencoderKLWan
+
+    from shotstream.models.wan_codec import WanCodec
+
+    cpu, small = torch.device("cpu"), dict.fromkeys(("encoder_widths", "decoder_widths"), (8, 8, 8))
+    TinyCodec(TinyCodecConfig(latent_channels=4, channels_per_norm_group=4, **small)).save(
+        tmp_path / "codec.safetensors"
+    )
+    AutoencoderKLWan(base_dim=4).save_pretrained(tmp_path / "wan")
+    for name, kind in (("codec.safetensors", TinyCodec), ("wan", WanCodec)):
+        codec = read_codec(tmp_path / name, cpu)
+        assert isinstance(codec, kind)
+        assert not any(parameter.requires_grad for parameter in codec.parameters())
+    save_dit(tmp_path / "student.safetensors", tiny_dit)
+    with pytest.raises(ValueError, match="expected a file of format"):
+        read_codec(tmp_path / "student.safetensors", cpu)
+    with pytest.raises(ValueError, match="no weights file"):
+        read_codec(tmp_path / "nothing.safetensors", cpu)

@@ -14,8 +14,10 @@ from shotstream.diffusion.flow import add_noise, predicted_clean
 from shotstream.engine.cache import SlabConfig
 from shotstream.engine.rollout import Rollout, RolloutConfig
 from shotstream.engine.teacher import TeacherConfig
+from shotstream.models.checkpoint import save_dit
 from shotstream.models.dit import DiT
 from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
+from shotstream.recipes import inter_shot
 from shotstream.training.causal_init import (
     CausalConfig,
     GuidedStage,
@@ -214,6 +216,24 @@ def test_walks_remember_what_the_student_drew(library: LatentLibrary):
     assert not kept.all()  # some contexts are dropped
     assert second.data.shot_ids[kept][0].tolist() == [0] * 6 + [1] * 6
     assert stage.last_pass(second.number + 1) == 3  # history is made with all passes
+
+
+def test_walks_are_decoded_by_the_codec_that_is_given(toy_library: Path, tmp_path: Path):
+    pytest.importorskip("diffusers", reason="the Wan codec needs the `wan` extra")
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan(base_dim=4, z_dim=CHANNELS, latents_mean=[0.0] * CHANNELS, latents_std=[1.0] * CHANNELS)
+    vae.save_pretrained(tmp_path / "codec")
+    for name in ("student", "critic", "teacher"):
+        save_dit(tmp_path / f"{name}.safetensors", lively(1), dtype=torch.float32)
+    weights = {name: str(tmp_path / f"{name}.safetensors") for name in ("critic", "teacher")}
+    weights |= {"init": str(tmp_path / "student.safetensors"), "codec": str(tmp_path / "codec")}
+    recipe = inter_shot.config(data=str(toy_library), out=str(tmp_path / "run"), **weights)
+    second_shot = 1 + recipe.distill.critic_steps
+    trainer = replace(recipe.trainer, steps=second_shot + 1, batch_size=1, precision="float32", device="cpu")
+    sampler = replace(SHOTS, shot_frames=21, drop_context=0.0)
+    recipe = replace(recipe, distill=replace(recipe.distill, rollout=ROLLOUT), trainer=trainer, sampler=sampler)
+    assert inter_shot.run(replace(recipe, walk_shots=2)).reason == "finished"
 
 
 def test_trajectories_are_kept_as_the_teacher_walked_them(library: LatentLibrary, tmp_path: Path):

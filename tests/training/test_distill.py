@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from two_processes import TINY
 from worlds import CHANNELS, TEXT_LENGTH
 
-from shotstream.diffusion.flow import add_noise, predicted_clean
+from shotstream.diffusion.flow import add_noise, predicted_clean, predicted_velocity
 from shotstream.engine.cache import SlabConfig
 from shotstream.engine.rollout import Rollout, RolloutConfig
-from shotstream.engine.teacher import TeacherConfig
+from shotstream.engine.teacher import ContextTime, TeacherConfig, predict_shot_velocity
 from shotstream.models.checkpoint import save_dit
 from shotstream.models.dit import DiT
 from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
@@ -339,6 +340,28 @@ def test_the_teacher_judges_with_what_noise_it_was_given(library: LatentLibrary)
     assert sigma.max() <= 0.98
     assert stage.gradient(batch.data, clean, noise, sigma).abs().max() == 0
     assert add_noise(clean, noise, sigma).shape == clean.shape
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context_time", get_args(ContextTime))
+def test_teachers_are_trained_and_asked_as_they_are_sampled(library: LatentLibrary, context_time: ContextTime):
+    stage = distill_stage(library, context_time=context_time)
+    clips = Sampler(library, replace(SHOTS, captions_only=False, first_shot=0.0, drop_context=0.0))
+    trained = TeacherStage(stage.teacher, clips, FlowConfig(context_time=context_time))
+    data, levels = clips.batch(0, range(2)), torch.full((2, 6), 0.7)
+    noisy = add_noise(data.target, torch.randn(data.target.shape), levels)
+    captions = stage.teacher.encode_captions(data.text)
+    told, context = captions.select(data.caption_ids.flatten()), remembered_context(data, captions)
+    sampled = predict_shot_velocity(stage.teacher, noisy, 0.7, context, told, context_time=context_time)
+    prediction = stage.teacher.config.prediction
+    for output in (trained.predict(data, noisy, levels, captions), stage._score(stage.teacher, data, noisy, levels)):
+        velocity = predicted_velocity(output, noisy, levels, prediction)
+        torch.testing.assert_close(velocity, sampled, rtol=0, atol=2e-5)
+
+
+def test_single_frames_cannot_share_their_noise_with_one_context(library: LatentLibrary):
+    with pytest.raises(ValueError, match="train on clips"):
+        TeacherStage(lively(0), Sampler(library, SamplerConfig(singles=4)), FlowConfig(context_time="shared"))
 
 
 def test_every_stage_but_the_walks_learns_from_shots_of_several_lengths(library: LatentLibrary, tmp_path: Path):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from shotstream.diffusion.flow import add_noise, predicted_clean
 from shotstream.engine.noise import addressed_noise
 from shotstream.engine.rollout import NoiseSource, Rollout, RolloutConfig
-from shotstream.models.attention import SegmentAttention
+from shotstream.engine.teacher import ContextTime
 from shotstream.models.codec import Codec, to_uint8
 from shotstream.models.dit import CaptionKV, DiT
 from shotstream.training.causal_init import OdeStage, remembered_context
@@ -42,7 +42,7 @@ from shotstream.training.data import (
 )
 from shotstream.training.losses import dmd_gradient, dmd_loss, draw_sigma, guided, velocity_loss
 from shotstream.training.randomness import generator_at, normal
-from shotstream.training.teacher import next_shot_output
+from shotstream.training.teacher import next_shot_attention, next_shot_output
 from shotstream.training.trainer import Loss
 
 GENERATOR, CRITIC = "generator", "critic"
@@ -61,6 +61,8 @@ class DistillConfig:
     """Critic updates before the first generator update."""
     shift: float = 3.0
     """Of the noise levels at which teacher and critic compare."""
+    context_time: ContextTime = "zero"
+    """As the teacher was trained, from which the critic starts."""
     lowest_sigma: float = 0.02
     highest_sigma: float = 0.98
     anchor_weight: float = 0.0
@@ -285,12 +287,11 @@ class DistillStage:
 
     def _score(self, network: DiT, data: Batch, noisy: Tensor, sigma: Tensor) -> Tensor:
         """A bidirectional network's raw answer for the shot."""
-        remembered, frames = data.context.shape[1], noisy.shape[1]
-        rows, columns = network.config.grid(*noisy.shape[-2:])
-        attention = SegmentAttention(sizes=(remembered, frames), tokens_per_frame=rows * columns)
-        positions = torch.arange(remembered + frames, device=noisy.device)[None]
+        remembered, context_time = data.context.shape[1], self.config.context_time
+        attention = next_shot_attention(network, remembered, noisy, context_time=context_time)
+        positions = torch.arange(remembered + noisy.shape[1], device=noisy.device)[None]
         captions = network.encode_captions(data.text)
-        return next_shot_output(network, data, noisy, sigma, captions, attention, positions)
+        return next_shot_output(network, data, noisy, sigma, captions, attention, positions, context_time=context_time)
 
 
 @dataclass

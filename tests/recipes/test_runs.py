@@ -55,6 +55,7 @@ def test_shots_are_trained_in_whole_chunks(frames: tuple[int, ...]) -> None:
         (causal_init, ["pairs", "--batch", "4"], "--batch"),
         (causal_init, ["pairs", "--frames", "3"], "--frames"),
         (causal_init, ["ode", "--guidance", "2"], "--guidance"),
+        (causal_init, ["real", "--negative-prompt", "blur"], "--negative-prompt"),
         (teacher, ["memory", "--frames", "3"], "--frames"),
         (intra_shot, ["--teacher", "t", "--compile"], "--compile"),
         (inter_shot, ["--teacher", "t", "--critic", "c", "--codec", "k", "--compile"], "--compile"),
@@ -77,12 +78,14 @@ def test_distillation_flags_reach_the_network_they_are_for() -> None:
     flags = parser(None)
     intra_shot.add_flags(flags)
     names = ["--out", "o", "--data", "d", "--init", "s", "--teacher", "t"]
+    unwanted = ["--negative-prompt", "blur"]
     rates_given = ["--critic-rate", "0.5", "--learning-rate", "0.25"]
-    given = flags.parse_args([*names, *rates_given, "--critic-steps", "2", "--lowest-sigma", "0.3"])
+    given = flags.parse_args([*names, *rates_given, "--critic-steps", "2", "--lowest-sigma", "0.3", *unwanted])
     before = intra_shot.config(data="d", out="o", init="s", teacher="t")
     after = intra_shot.with_distill_flags(before, given)
     rates = {name: optimiser.learning_rate for name, optimiser in after.trainer.optimisers.items()}
     assert rates == {GENERATOR: 0.25, CRITIC: 0.5}
+    assert after.negative_prompt == "blur"
     assert after.distill == replace(before.distill, critic_steps=2, lowest_sigma=0.3)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from worlds import COLOURS, FRAMES, LATENTS, TEXT_LENGTH
+from worlds import COLOURS, FRAMES, LATENTS, TEXT_LENGTH, states
 
 from shotstream.engine.memory import allocate_context, evenly_spaced
 from shotstream.training.data import (
@@ -101,6 +101,14 @@ def test_random_memory_keeps_story_order_and_repeats_what_is_too_little(library:
         assert max(plan.context_shots) < plan.shot
         sizes.add(len(set(plan.context)))
     assert len(sizes) > 3
+
+
+def test_a_caption_is_found_by_its_words(library: LatentLibrary):
+    for colour in COLOURS:
+        torch.testing.assert_close(library.states_of(colour), states([colour]))
+    assert library.states_of("").abs().max() == 0
+    with pytest.raises(ValueError, match="no caption of the library reads 'violet'"):
+        library.states_of("violet")
 
 
 def test_dropped_text_is_zeros_everywhere(library: LatentLibrary):

@@ -364,6 +364,34 @@ def test_single_frames_cannot_share_their_noise_with_one_context(library: Latent
         TeacherStage(lively(0), Sampler(library, SamplerConfig(singles=4)), FlowConfig(context_time="shared"))
 
 
+@torch.no_grad()
+def test_guidance_steers_away_from_the_negative_prompt(library: LatentLibrary):
+    """Asked for what is steered away from, the guided teacher is the teacher without guidance."""
+    stage = distill_stage(library, guidance_scale=2.0)
+    stage.critic.load_state_dict(stage.teacher.state_dict())
+    stage.negative = library.states_of("red")
+    batch = stage.batch(2, range(2))
+    red, blue = (batch.data.without_text(library.states_of(colour)) for colour in ("red", "blue"))
+    clean = stage.make(batch)[1].clean
+    noise, sigma = stage._comparison(2, batch.samples, clean)
+    assert stage.gradient(red, clean, noise, sigma).abs().max() < 1e-4
+    assert stage.gradient(blue, clean, noise, sigma).abs().max() > 1e-2
+
+
+def test_trajectories_steer_away_from_the_negative_prompt(library: LatentLibrary):
+    data, teacher = Sampler(library, SHOTS).batch(0, range(2)), lively(0)
+    red, blue = (library.states_of(colour) for colour in ("red", "blue"))
+    noise = torch.randn(data.target.shape)
+    plain = TeacherConfig(sigmas=(1.0, 0.75, 0.5))
+    guided = replace(plain, guidance_scale=3.0)
+    asked = data.without_text(red)
+    *_, wanted = teacher_states(teacher, asked, noise, plain)
+    *_, cancelled = teacher_states(teacher, asked, noise, guided, negative=red)
+    *_, otherwise = teacher_states(teacher, asked, noise, guided, negative=blue)
+    torch.testing.assert_close(cancelled, wanted, rtol=0, atol=1e-4)
+    assert (otherwise - wanted).abs().max() > 1e-2
+
+
 def test_every_stage_but_the_walks_learns_from_shots_of_several_lengths(library: LatentLibrary, tmp_path: Path):
     clips = replace(SHOTS, captions_only=False, lengths=(2, 4, 6))
     several, shots = Sampler(library, clips), Sampler(library, replace(clips, captions_only=True))

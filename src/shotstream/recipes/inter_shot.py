@@ -63,6 +63,7 @@ def run(recipe: DistillRecipe, world: World | None = None) -> Outcome:
         recipe.distill,
         Sampler(library, recipe.sampler, (recipe.seed, "inter-shot"), device),
         seed=recipe.seed,
+        negative=library.states_of(recipe.negative_prompt),
         codec=read_codec(recipe.codec, device),
         walk_shots=recipe.walk_shots,
     )

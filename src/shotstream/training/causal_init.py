@@ -318,10 +318,16 @@ def remembered_context(data: Batch, captions: CaptionKV) -> Context:
 
 
 @torch.no_grad()
-def teacher_states(teacher: DiT, data: Batch, noise: Tensor, config: TeacherConfig) -> Iterator[Tensor]:
-    """Every state of the teacher's guided sampler on these contexts and captions: noise first, clean latents last."""
+def teacher_states(
+    teacher: DiT, data: Batch, noise: Tensor, config: TeacherConfig, *, negative: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Every state of the teacher's guided sampler on these contexts and captions: noise first, clean latents last.
+
+    Args: negative, states [1, L, D], is what guidance steers away from; None: no caption.
+    """
     captions = teacher.encode_captions(data.text)
-    unconditional = captions.select(torch.zeros(len(noise), dtype=torch.long, device=noise.device))
+    empty = data.without_text(negative)
+    unconditional = teacher.encode_captions(empty.text).select(empty.caption_ids[:, 0])
     rollout = TeacherRollout(teacher, config, unconditional)
     rollout.open_shot(remembered_context(data, captions))
     yield from rollout.states(noise, captions.select(data.caption_ids.flatten()))
@@ -386,9 +392,13 @@ def make_pairs(
     folder: Path,
     files: Sequence[int],
     *,
+    negative: Tensor | None = None,
     until: float | None = None,
 ) -> Iterator[int]:
-    """Write the missing files among `files`, none begun after `until` (time.monotonic); yields each when written."""
+    """Write the missing files among `files`, none begun after `until` (time.monotonic); yields each when written.
+
+    Args: negative as for `teacher_states`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for number in files:
         path = folder / f"pairs-{number:05d}.safetensors"
@@ -400,7 +410,7 @@ def make_pairs(
         data = sampler.batch(number, samples)
         shape = data.target.shape[1:]
         noise = torch.stack([normal(generator_at("pairs", number, i), shape) for i in samples]).to(data.target.device)
-        states = list(teacher_states(teacher, data, noise, config.sampler))
+        states = list(teacher_states(teacher, data, noise, config.sampler, negative=negative))
         kept = torch.stack([states[step] for step in (*config.kept_steps, len(config.sampler.sigmas))], dim=1)
         _write_pairs(path, data, kept)
         yield number

@@ -186,6 +186,20 @@ class LatentLibrary:
                 out[row, : self._ends[caption] - start] = self._state_rows(start, int(self._ends[caption]))
         return out
 
+    def states_of(self, caption: str) -> Tensor:
+        """Token states [1, L, D] float32 of a caption, zeros for "". Raises ValueError if no shard has this one."""
+        first = 0
+        for shard in self._shards if caption else []:
+            captions = json.loads((shard / "captions.json").read_text())
+            if caption in captions:
+                return self.text([first + captions.index(caption)])
+            first += len(captions)
+        if caption:
+            raise ValueError(
+                f"no caption of the library reads {caption!r}: encode a shard with it (latents --negative-prompt)"
+            )
+        return self.text([NO_CAPTION])
+
     def _state_rows(self, start: int, stop: int) -> Tensor:
         shard = int(np.searchsorted(self._states.ends, start, side="right"))
         offset = int(self._states.ends[shard - 1]) if shard else 0
@@ -303,9 +317,10 @@ class Batch(NamedTuple):
     weight: Tensor
     """[B, F, C, h, w] loss weight."""
 
-    def without_text(self) -> Batch:
-        """The same with every caption empty: what guidance is measured against."""
-        return self._replace(text=self.text[:1], caption_ids=torch.zeros_like(self.caption_ids))
+    def without_text(self, negative: Tensor | None = None) -> Batch:
+        """The same with every caption empty, or with these states [1, L, D]: what guidance is measured against."""
+        text = self.text[:1] if negative is None else negative.to(self.text)
+        return self._replace(text=text, caption_ids=torch.zeros_like(self.caption_ids))
 
     def blank(self) -> Batch:
         """The same with nothing asked and nothing remembered: guidance against it strengthens captions and memory."""

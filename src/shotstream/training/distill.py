@@ -178,6 +178,8 @@ class DistillStage:
     seed: int = 0
     anchor: OdeStage | None = None
     """Regression of the same generator, for `anchor_weight`."""
+    negative: Tensor | None = None
+    """States [1, L, D] of what the teacher's guidance steers away from; None: of no caption, zeros."""
     _kept: dict[int, Tensor] = field(default_factory=dict)
     """Shots of the last rollout, by the number of their first sample."""
     _kept_number: int = -1
@@ -237,7 +239,7 @@ class DistillStage:
     def gradient(self, data: Batch, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """The direction in which these shots are too unlikely for the teacher, [B, F, C, h, w]."""
         noisy = add_noise(clean, noise, sigma)
-        empty = data.without_text()
+        empty = data.without_text(self.negative)
         fake = self._judge(self.critic, data, noisy, sigma)
         real = self._judge(self.teacher, data, noisy, sigma)
         unconditional = self._judge(self.teacher, empty, noisy, sigma)

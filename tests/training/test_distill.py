@@ -417,6 +417,37 @@ def test_every_stage_but_the_walks_learns_from_shots_of_several_lengths(library:
         )
 
 
+@pytest.mark.parametrize("name", ["teacher", "causal", "ode", "intra", "inter"])
+def test_every_stage_learns_from_latents_of_two_sizes(library_of_two_sizes: Path, tmp_path: Path, name: str):
+    library, widths = LatentLibrary(library_of_two_sizes, text_length=TEXT_LENGTH), set[int]()
+    clips = Sampler(library, replace(SHOTS, captions_only=False))
+    pairs = PairConfig(sampler=TeacherConfig(sigmas=(1.0, 0.75)), kept_steps=(0, 1), batch_size=2)
+    causal = CausalConfig(timesteps=pairs.timesteps, chunk_frames=2)
+    if name == "ode":
+        list(make_pairs(lively(0), Sampler(library, SHOTS), pairs, tmp_path / "pairs", range(6)))
+
+    def trained(out: str, *steps: int) -> Trainer:
+        stages = {
+            "teacher": lambda: TeacherStage(lively(1), clips, FlowConfig()),
+            "causal": lambda: RealCausalStage(lively(1), causal, sampler=clips),
+            "ode": lambda: OdeStage(lively(1), causal, pairs=PairStore(tmp_path / "pairs")),
+            "intra": lambda: distill_stage(library),
+            "inter": lambda: inter_stage(library),
+        }
+        for until in steps:
+            stage = stages[name]()
+            judge = stage.networks.get(CRITIC, getattr(stage, "model", None))
+            judge.register_forward_pre_hook(lambda _, inputs: widths.add(inputs[0].shape[-1]))
+            trainer = _train(stage, tmp_path / out, until)
+        return trainer
+
+    steps = 30 if name == "inter" else 8  # three walks of two shots
+    whole, again = trained("whole", steps), trained("parts", steps // 2, steps)
+    assert widths == {4, 6}
+    for network, other in zip(whole.stage.networks.values(), again.stage.networks.values(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
 def test_half_a_chunk_is_refused(library: LatentLibrary):
     stage = distill_stage(library)
     stage.sampler = Sampler(library, replace(SHOTS, target_frames=5))

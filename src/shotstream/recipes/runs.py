@@ -144,7 +144,7 @@ def keep_settings(folder: Path, settings: Any, *, free: Collection[str] = ()) ->
 
 def build_dit(config: DiTConfig, library: LatentLibrary, init: str | None, seed: int) -> DiT:
     """The network for these latents: from weights if given, else fresh and the same for the same seed."""
-    channels = library.latent_shape[0]
+    channels = library.channels
     if init is not None:
         return widened(load_dit(init).float(), channels).train()
     torch.manual_seed(seed)

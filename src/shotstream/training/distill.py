@@ -320,7 +320,9 @@ class InterShotStage(DistillStage):
             raise ValueError(
                 "walks are made of whole shots, of which memory asks for the last frame: leave out lengths"
             )
-        self._stories = stories_with(self.sampler.library, self.walk_shots)
+        self._stories = {
+            one.library.sizes[0]: stories_with(one.library, self.walk_shots) for one in self.sampler.by_size
+        }
         shot_frames = self.sampler.config.shot_frames
         capacity = self.sampler.config.context_frames
         asked = [frames_ever_asked_for(i, self.walk_shots, capacity, shot_frames) for i in range(self.walk_shots)]
@@ -330,7 +332,7 @@ class InterShotStage(DistillStage):
         number = self.config.rollout_number(step)
         walk, shot = divmod(number // self.config.rollouts_per_round, self.walk_shots)
         plans = [self._plan(walk, shot, sample) for sample in samples]
-        data = self.sampler.assemble(plans)
+        data = self.sampler.of_step(walk).assemble(plans)
         if shot:
             data = data._replace(context=self._remembered(samples, shot, plans).to(data.context))
         return ShotBatch(data, number, samples)
@@ -379,21 +381,22 @@ class InterShotStage(DistillStage):
     def _plan(self, walk: int, shot: int, sample: int) -> Plan:
         """Captions and shot numbers of one sample's shot; the walk's first shot is the story's."""
         story = self._story(walk, sample)
-        own = self._captions_of(story, shot)
+        own = self._captions_of(walk, story, shot)
         frames = tuple(int(own[chunk_of_latent(f)]) for f in range(self.config.frames))
         slots = self.sampler.config.context_frames
         dropped = generator_at(self.seed, "drop", walk, shot, sample).random() < self.sampler.config.drop_context
         if shot == 0 or dropped:
             return Plan((NO_FRAME,) * slots, (0,) * slots, (frames[0],) * slots, (), frames, 1)
         rule = context_rule(shot, slots, self.sampler.config.shot_frames)
-        captions = tuple(int(self._captions_of(story, i)[chunk_of_pixel(p)]) for i, p in rule)
+        captions = tuple(int(self._captions_of(walk, story, i)[chunk_of_pixel(p)]) for i, p in rule)
         return Plan((OWN_FRAME,) * slots, tuple(i for i, _ in rule), captions, (), frames, shot)
 
     def _story(self, walk: int, sample: int) -> int:
-        return int(generator_at(self.seed, "walk", walk, sample).choice(self._stories))
+        stories = self._stories[self.sampler.of_step(walk).library.sizes[0]]
+        return int(generator_at(self.seed, "walk", walk, sample).choice(stories))
 
-    def _captions_of(self, story: int, shot: int) -> NDArray[np.int64]:
-        captions: NDArray[np.int64] = self.sampler.library.shot_caption[story + shot]
+    def _captions_of(self, walk: int, story: int, shot: int) -> NDArray[np.int64]:
+        captions: NDArray[np.int64] = self.sampler.of_step(walk).library.shot_caption[story + shot]
         return captions
 
 

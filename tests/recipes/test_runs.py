@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 from shotstream.models.attention import SegmentAttention
+from shotstream.models.checkpoint import save_dit
 from shotstream.models.dit import DiT
+from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
 from shotstream.recipes import causal_init, inter_shot, intra_shot, teacher
-from shotstream.recipes.runs import parser, widened, with_frames
+from shotstream.recipes.runs import parser, read_codec, widened, with_frames
 from shotstream.training.data import SamplerConfig
 from shotstream.training.distill import CRITIC, GENERATOR
 
@@ -52,6 +55,7 @@ def test_shots_are_trained_in_whole_chunks(frames: tuple[int, ...]) -> None:
         (causal_init, ["pairs", "--batch", "4"], "--batch"),
         (causal_init, ["pairs", "--frames", "3"], "--frames"),
         (causal_init, ["ode", "--guidance", "2"], "--guidance"),
+        (causal_init, ["real", "--negative-prompt", "blur"], "--negative-prompt"),
         (teacher, ["memory", "--frames", "3"], "--frames"),
         (intra_shot, ["--teacher", "t", "--compile"], "--compile"),
         (inter_shot, ["--teacher", "t", "--critic", "c", "--codec", "k", "--compile"], "--compile"),
@@ -74,10 +78,34 @@ def test_distillation_flags_reach_the_network_they_are_for() -> None:
     flags = parser(None)
     intra_shot.add_flags(flags)
     names = ["--out", "o", "--data", "d", "--init", "s", "--teacher", "t"]
+    unwanted = ["--negative-prompt", "blur"]
     rates_given = ["--critic-rate", "0.5", "--learning-rate", "0.25"]
-    given = flags.parse_args([*names, *rates_given, "--critic-steps", "2", "--lowest-sigma", "0.3"])
+    given = flags.parse_args([*names, *rates_given, "--critic-steps", "2", "--lowest-sigma", "0.3", *unwanted])
     before = intra_shot.config(data="d", out="o", init="s", teacher="t")
     after = intra_shot.with_distill_flags(before, given)
     rates = {name: optimiser.learning_rate for name, optimiser in after.trainer.optimisers.items()}
     assert rates == {GENERATOR: 0.25, CRITIC: 0.5}
+    assert after.negative_prompt == "blur"
     assert after.distill == replace(before.distill, critic_steps=2, lowest_sigma=0.3)
+
+
+def test_a_codec_is_of_the_kind_that_its_file_is(tiny_dit: DiT, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="the Wan codec needs the `wan` extra")
+    from diffusers import AutoencoderKLWan
+
+    from shotstream.models.wan_codec import WanCodec
+
+    cpu, small = torch.device("cpu"), dict.fromkeys(("encoder_widths", "decoder_widths"), (8, 8, 8))
+    TinyCodec(TinyCodecConfig(latent_channels=4, channels_per_norm_group=4, **small)).save(
+        tmp_path / "codec.safetensors"
+    )
+    AutoencoderKLWan(base_dim=4).save_pretrained(tmp_path / "wan")
+    for name, kind in (("codec.safetensors", TinyCodec), ("wan", WanCodec)):
+        codec = read_codec(tmp_path / name, cpu)
+        assert isinstance(codec, kind)
+        assert not any(parameter.requires_grad for parameter in codec.parameters())
+    save_dit(tmp_path / "student.safetensors", tiny_dit)
+    with pytest.raises(ValueError, match="expected a file of format"):
+        read_codec(tmp_path / "student.safetensors", cpu)
+    with pytest.raises(ValueError, match="no weights file"):
+        read_codec(tmp_path / "nothing.safetensors", cpu)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from worlds import COLOURS, FRAMES, LATENTS, TEXT_LENGTH
+from worlds import COLOURS, FRAMES, LATENTS, TEXT_LENGTH, states, write_library
 
 from shotstream.engine.memory import allocate_context, evenly_spaced
 from shotstream.training.data import (
@@ -101,6 +102,14 @@ def test_random_memory_keeps_story_order_and_repeats_what_is_too_little(library:
         assert max(plan.context_shots) < plan.shot
         sizes.add(len(set(plan.context)))
     assert len(sizes) > 3
+
+
+def test_a_caption_is_found_by_its_words(library: LatentLibrary):
+    for colour in COLOURS:
+        torch.testing.assert_close(library.states_of(colour), states([colour]))
+    assert library.states_of("").abs().max() == 0
+    with pytest.raises(ValueError, match="no caption of the library reads 'violet'"):
+        library.states_of("violet")
 
 
 def test_dropped_text_is_zeros_everywhere(library: LatentLibrary):
@@ -263,3 +272,37 @@ def test_shots_of_several_lengths_are_drawn_by_step(library: LatentLibrary):
 def test_a_length_that_no_clip_has_is_refused(lengths: tuple[int, ...]):
     with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.21"):
         SamplerConfig(lengths=lengths)
+
+
+@pytest.mark.parametrize("changes", [{}, {"singles": 2}, {"singles": 2, "context_frames": 0}, {"captions_only": True}])
+def test_a_step_takes_latents_of_one_size(library_of_two_sizes: Path, changes: dict[str, object]):
+    library = LatentLibrary(library_of_two_sizes, text_length=TEXT_LENGTH)
+    assert library.sizes == [(4, 4), (4, 6)]
+    sampler, again = (Sampler(library, SamplerConfig(target_frames=3, **changes)) for _ in range(2))
+    widths = []
+    for step in range(60):
+        batch = sampler.batch(step, range(2))
+        assert batch.weight.shape[-2:] == batch.target.shape[-2:]
+        assert batch.context.shape[-2:] == batch.target.shape[-2:]
+        torch.testing.assert_close(again.batch(step, [1]).target[0], batch.target[1])
+        widths.append(batch.target.shape[-1])
+    assert 10 < widths.count(6) < 30  # a third of the stories
+
+
+def test_stories_of_one_number_and_two_sizes_stay_apart(library_of_two_sizes: Path):
+    library = LatentLibrary(library_of_two_sizes, text_length=TEXT_LENGTH)
+    sampler = Sampler(library, replace(PLAIN, first_shot=0.0, target_frames=3))
+    for step in range(30):
+        batch = sampler.batch(step, range(1))
+        marks = torch.cat([batch.context, batch.target], dim=1)[:, :, 3].mean((-1, -2)) > 0
+        assert marks.all() or not marks.any()
+        assert len(sampler.labels(step, range(2))) == 2
+
+
+def test_latents_of_two_codecs_are_not_mixed(tmp_path: Path):
+    folder = write_library(tmp_path, stories=1)
+    more = write_library(tmp_path / "other", stories=1) / "shard-00000"
+    np.save(more / "frame_latent.npy", np.zeros((1, 7, 4, 4), np.float16))
+    more.rename(folder / "shard-00001")
+    with pytest.raises(ValueError, match="latents of 4 and 7 channels: keep those of one codec"):
+        LatentLibrary(folder)

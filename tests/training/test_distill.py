@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from two_processes import TINY
 from worlds import CHANNELS, TEXT_LENGTH
 
-from shotstream.diffusion.flow import add_noise, predicted_clean
+from shotstream.diffusion.flow import add_noise, predicted_clean, predicted_velocity
 from shotstream.engine.cache import SlabConfig
 from shotstream.engine.rollout import Rollout, RolloutConfig
-from shotstream.engine.teacher import TeacherConfig
+from shotstream.engine.teacher import ContextTime, TeacherConfig, predict_shot_velocity
+from shotstream.models.checkpoint import save_dit
 from shotstream.models.dit import DiT
 from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
+from shotstream.recipes import inter_shot
 from shotstream.training.causal_init import (
     CausalConfig,
     GuidedStage,
@@ -216,6 +219,24 @@ def test_walks_remember_what_the_student_drew(library: LatentLibrary):
     assert stage.last_pass(second.number + 1) == 3  # history is made with all passes
 
 
+def test_walks_are_decoded_by_the_codec_that_is_given(toy_library: Path, tmp_path: Path):
+    pytest.importorskip("diffusers", reason="the Wan codec needs the `wan` extra")
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan(base_dim=4, z_dim=CHANNELS, latents_mean=[0.0] * CHANNELS, latents_std=[1.0] * CHANNELS)
+    vae.save_pretrained(tmp_path / "codec")
+    for name in ("student", "critic", "teacher"):
+        save_dit(tmp_path / f"{name}.safetensors", lively(1), dtype=torch.float32)
+    weights = {name: str(tmp_path / f"{name}.safetensors") for name in ("critic", "teacher")}
+    weights |= {"init": str(tmp_path / "student.safetensors"), "codec": str(tmp_path / "codec")}
+    recipe = inter_shot.config(data=str(toy_library), out=str(tmp_path / "run"), **weights)
+    second_shot = 1 + recipe.distill.critic_steps
+    trainer = replace(recipe.trainer, steps=second_shot + 1, batch_size=1, precision="float32", device="cpu")
+    sampler = replace(SHOTS, shot_frames=21, drop_context=0.0)
+    recipe = replace(recipe, distill=replace(recipe.distill, rollout=ROLLOUT), trainer=trainer, sampler=sampler)
+    assert inter_shot.run(replace(recipe, walk_shots=2)).reason == "finished"
+
+
 def test_trajectories_are_kept_as_the_teacher_walked_them(library: LatentLibrary, tmp_path: Path):
     teacher, sampler = lively(0), Sampler(library, replace(SHOTS, drop_text=0.0))
     config = PairConfig(sampler=TeacherConfig(sigmas=(1.0, 0.9, 0.75, 0.5), guidance_scale=2.0), kept_steps=(0, 2))
@@ -321,6 +342,56 @@ def test_the_teacher_judges_with_what_noise_it_was_given(library: LatentLibrary)
     assert add_noise(clean, noise, sigma).shape == clean.shape
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("context_time", get_args(ContextTime))
+def test_teachers_are_trained_and_asked_as_they_are_sampled(library: LatentLibrary, context_time: ContextTime):
+    stage = distill_stage(library, context_time=context_time)
+    clips = Sampler(library, replace(SHOTS, captions_only=False, first_shot=0.0, drop_context=0.0))
+    trained = TeacherStage(stage.teacher, clips, FlowConfig(context_time=context_time))
+    data, levels = clips.batch(0, range(2)), torch.full((2, 6), 0.7)
+    noisy = add_noise(data.target, torch.randn(data.target.shape), levels)
+    captions = stage.teacher.encode_captions(data.text)
+    told, context = captions.select(data.caption_ids.flatten()), remembered_context(data, captions)
+    sampled = predict_shot_velocity(stage.teacher, noisy, 0.7, context, told, context_time=context_time)
+    prediction = stage.teacher.config.prediction
+    for output in (trained.predict(data, noisy, levels, captions), stage._score(stage.teacher, data, noisy, levels)):
+        velocity = predicted_velocity(output, noisy, levels, prediction)
+        torch.testing.assert_close(velocity, sampled, rtol=0, atol=2e-5)
+
+
+def test_single_frames_cannot_share_their_noise_with_one_context(library: LatentLibrary):
+    with pytest.raises(ValueError, match="train on clips"):
+        TeacherStage(lively(0), Sampler(library, SamplerConfig(singles=4)), FlowConfig(context_time="shared"))
+
+
+@torch.no_grad()
+def test_guidance_steers_away_from_the_negative_prompt(library: LatentLibrary):
+    """Asked for what is steered away from, the guided teacher is the teacher without guidance."""
+    stage = distill_stage(library, guidance_scale=2.0)
+    stage.critic.load_state_dict(stage.teacher.state_dict())
+    stage.negative = library.states_of("red")
+    batch = stage.batch(2, range(2))
+    red, blue = (batch.data.without_text(library.states_of(colour)) for colour in ("red", "blue"))
+    clean = stage.make(batch)[1].clean
+    noise, sigma = stage._comparison(2, batch.samples, clean)
+    assert stage.gradient(red, clean, noise, sigma).abs().max() < 1e-4
+    assert stage.gradient(blue, clean, noise, sigma).abs().max() > 1e-2
+
+
+def test_trajectories_steer_away_from_the_negative_prompt(library: LatentLibrary):
+    data, teacher = Sampler(library, SHOTS).batch(0, range(2)), lively(0)
+    red, blue = (library.states_of(colour) for colour in ("red", "blue"))
+    noise = torch.randn(data.target.shape)
+    plain = TeacherConfig(sigmas=(1.0, 0.75, 0.5))
+    guided = replace(plain, guidance_scale=3.0)
+    asked = data.without_text(red)
+    *_, wanted = teacher_states(teacher, asked, noise, plain)
+    *_, cancelled = teacher_states(teacher, asked, noise, guided, negative=red)
+    *_, otherwise = teacher_states(teacher, asked, noise, guided, negative=blue)
+    torch.testing.assert_close(cancelled, wanted, rtol=0, atol=1e-4)
+    assert (otherwise - wanted).abs().max() > 1e-2
+
+
 def test_every_stage_but_the_walks_learns_from_shots_of_several_lengths(library: LatentLibrary, tmp_path: Path):
     clips = replace(SHOTS, captions_only=False, lengths=(2, 4, 6))
     several, shots = Sampler(library, clips), Sampler(library, replace(clips, captions_only=True))
@@ -344,6 +415,37 @@ def test_every_stage_but_the_walks_learns_from_shots_of_several_lengths(library:
         InterShotStage(
             *(lively(i) for i in range(3)), replace(distill, critic_warmup=0), shots, codec=None, walk_shots=2
         )
+
+
+@pytest.mark.parametrize("name", ["teacher", "causal", "ode", "intra", "inter"])
+def test_every_stage_learns_from_latents_of_two_sizes(library_of_two_sizes: Path, tmp_path: Path, name: str):
+    library, widths = LatentLibrary(library_of_two_sizes, text_length=TEXT_LENGTH), set[int]()
+    clips = Sampler(library, replace(SHOTS, captions_only=False))
+    pairs = PairConfig(sampler=TeacherConfig(sigmas=(1.0, 0.75)), kept_steps=(0, 1), batch_size=2)
+    causal = CausalConfig(timesteps=pairs.timesteps, chunk_frames=2)
+    if name == "ode":
+        list(make_pairs(lively(0), Sampler(library, SHOTS), pairs, tmp_path / "pairs", range(6)))
+
+    def trained(out: str, *steps: int) -> Trainer:
+        stages = {
+            "teacher": lambda: TeacherStage(lively(1), clips, FlowConfig()),
+            "causal": lambda: RealCausalStage(lively(1), causal, sampler=clips),
+            "ode": lambda: OdeStage(lively(1), causal, pairs=PairStore(tmp_path / "pairs")),
+            "intra": lambda: distill_stage(library),
+            "inter": lambda: inter_stage(library),
+        }
+        for until in steps:
+            stage = stages[name]()
+            judge = stage.networks.get(CRITIC, getattr(stage, "model", None))
+            judge.register_forward_pre_hook(lambda _, inputs: widths.add(inputs[0].shape[-1]))
+            trainer = _train(stage, tmp_path / out, until)
+        return trainer
+
+    steps = 30 if name == "inter" else 8  # three walks of two shots
+    whole, again = trained("whole", steps), trained("parts", steps // 2, steps)
+    assert widths == {4, 6}
+    for network, other in zip(whole.stage.networks.values(), again.stage.networks.values(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
 
 
 def test_half_a_chunk_is_refused(library: LatentLibrary):

@@ -17,12 +17,14 @@ LATENTS = 21
 COLOURS = ("red", "blue", "green", "grey")
 
 
-def latent(colour: int, mark: int, time: float, rng: np.random.Generator) -> np.ndarray:
+def latent(
+    colour: int, mark: int, time: float, rng: np.random.Generator, size: tuple[int, int] = (HEIGHT, WIDTH)
+) -> np.ndarray:
     """The colour sets two channels, the mark another; a bright row moves down with time (which row is not told)."""
-    out = np.zeros((CHANNELS, HEIGHT, WIDTH), np.float32)
+    out = np.zeros((CHANNELS, *size), np.float32)
     out[0] = 1.5 if colour & 1 else -1.5
     out[1] = 1.5 if colour & 2 else -1.5
-    out[2, int(time * HEIGHT) % HEIGHT] = 2
+    out[2, int(time * size[0]) % size[0]] = 2
     out[3] = 1.5 if mark else -1.5
     return (out + 0.05 * rng.standard_normal(out.shape)).astype(np.float16)
 
@@ -55,14 +57,23 @@ def states(captions: list[str]) -> torch.Tensor:
     return out
 
 
-def write_library(folder: Path, *, stories: int = 24, shots: int = 3, per_shard: int = 12, seed: int = 0) -> Path:
+def write_library(
+    folder: Path,
+    *,
+    stories: int = 24,
+    shots: int = 3,
+    per_shard: int = 12,
+    seed: int = 0,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    first_shard: int = 0,
+) -> Path:
     """A library of stories in which the mark is the same in all shots of a story, and named in no caption."""
-    for shard, first in enumerate(range(0, stories, per_shard)):
-        _write_shard(folder / f"shard-{shard:05d}", range(first, min(first + per_shard, stories)), shots, seed)
+    for shard, first in enumerate(range(0, stories, per_shard), first_shard):
+        _write_shard(folder / f"shard-{shard:05d}", range(first, min(first + per_shard, stories)), shots, seed, size)
     return folder
 
 
-def _write_shard(path: Path, stories: range, shots: int, seed: int) -> None:
+def _write_shard(path: Path, stories: range, shots: int, seed: int, size: tuple[int, int]) -> None:
     frames: dict[str, list] = {}
     clips: dict[str, list] = {}
     shot_rows: dict[str, list] = {}
@@ -77,15 +88,15 @@ def _write_shard(path: Path, stories: range, shots: int, seed: int) -> None:
             for p in sorted({0, *rng.choice(FRAMES, 2, replace=False).tolist(), *asked}):
                 row = {"story": story, "shot": shot, "pixel_frame": p, "roundtrip": False, "caption": caption}
                 row |= {
-                    "important": np.eye(HEIGHT, dtype=bool),
-                    "latent": latent(colour, mark, phase + p / FRAMES, rng),
+                    "important": np.eye(*size, dtype=bool),
+                    "latent": latent(colour, mark, phase + p / FRAMES, rng, size),
                 }
                 _add(frames, row)
                 assert chunk_of_pixel(p) < 7
             row = {"story": story, "shot": shot, "caption": np.full(7, caption)}
             _add(shot_rows, row)
-            row |= {"important": np.zeros((LATENTS, HEIGHT, WIDTH), bool)}
-            row |= {"latent": np.stack([latent(colour, mark, phase + f / LATENTS, rng) for f in range(LATENTS)])}
+            row |= {"important": np.zeros((LATENTS, *size), bool)}
+            row |= {"latent": np.stack([latent(colour, mark, phase + f / LATENTS, rng, size) for f in range(LATENTS)])}
             assert chunk_of_latent(LATENTS - 1) == 6
             _add(clips, row)
     tables = [{name: np.stack(column) for name, column in table.items()} for table in (frames, clips, shot_rows)]

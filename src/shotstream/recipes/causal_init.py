@@ -87,6 +87,8 @@ class PairsRecipe:
     init: str
     pairs: PairConfig
     count: int = 600
+    negative_prompt: str = ""
+    """One of the data's captions, which guidance steers away from; empty: from none."""
     sampler: SamplerConfig = field(
         default_factory=lambda: SamplerConfig(drop_text=0.0, drop_context=0.0, captions_only=True)
     )
@@ -177,10 +179,12 @@ def run_pairs(recipe: PairsRecipe, world: World | None = None, *, minutes: float
         compile_blocks(teacher)
     library = LatentLibrary(recipe.data, text_length=teacher.config.text_len)
     sampler = Sampler(library, recipe.sampler, (recipe.seed, "pairs"), device)
+    negative = library.states_of(recipe.negative_prompt)
     files = range(world.rank, -(-recipe.count // recipe.pairs.batch_size), world.size)
     began = time.monotonic()
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-        for made, number in enumerate(make_pairs(teacher, sampler, recipe.pairs, Path(recipe.out), files, until=until)):
+        making = make_pairs(teacher, sampler, recipe.pairs, Path(recipe.out), files, negative=negative, until=until)
+        for made, number in enumerate(making):
             seconds = (time.monotonic() - began) / ((made + 1) * recipe.pairs.batch_size)
             log.info(
                 "trajectories %d of %d, %.1f s each", (number + 1) * recipe.pairs.batch_size, recipe.count, seconds
@@ -205,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--steered", type=float, help="real, guided: share of samples from shots whose caption changes on the way"
     )
     flags.add_argument("--person-share", type=float, help="real, guided: share of a frame's loss for people, if few")
+    flags.add_argument("--negative-prompt", help="pairs: one of the data's captions, which guidance steers away from")
     flags.add_argument("--count", type=int, default=600, help="trajectories")
     given = flags.parse_args(arguments)
     if given.part in ("pairs", "ode"):  # trajectories are of whole shots, whose beginnings a causal student sees alike
@@ -212,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.part == "pairs":
         trained = ("steps", "batch", "accumulation", "learning_rate", "optimiser", "sharded", "image_every")
         refuse_unused(flags, given, given.part, *trained)
+    else:
+        refuse_unused(flags, given, given.part, "negative_prompt")
     if given.part == "ode":
         refuse_unused(flags, given, given.part, "guidance")
     start(given)
@@ -237,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs = pairs_config(data=given.data, out=given.out, init=given.init, guidance_scale=guidance)
         pairs = replace(pairs, count=given.count, device=given.device or "auto", seed=given.seed or 0)
         pairs = replace(pairs, precision=precision_of(given), compiled=given.compile)
+        pairs = replace(pairs, negative_prompt=given.negative_prompt or "")
         run_pairs(pairs, world, minutes=given.minutes)
     return 0
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from shotstream.models.lora import LoRAConfig, inject_lora
-from shotstream.models.tiny_codec import TinyCodec
 from shotstream.recipes import watching
 from shotstream.recipes.intra_shot import (
     DistillRecipe,
@@ -22,7 +21,7 @@ from shotstream.recipes.intra_shot import (
     optimisers,
     with_distill_flags,
 )
-from shotstream.recipes.runs import parser, refuse_unused, start, train
+from shotstream.recipes.runs import parser, read_codec, refuse_unused, start, train
 from shotstream.recipes.watching import watch_student
 from shotstream.training.data import LatentLibrary, Sampler
 from shotstream.training.distill import CRITIC, GENERATOR, InterShotStage
@@ -64,7 +63,8 @@ def run(recipe: DistillRecipe, world: World | None = None) -> Outcome:
         recipe.distill,
         Sampler(library, recipe.sampler, (recipe.seed, "inter-shot"), device),
         seed=recipe.seed,
-        codec=TinyCodec.load(recipe.codec).to(device).requires_grad_(False),
+        negative=library.states_of(recipe.negative_prompt),
+        codec=read_codec(recipe.codec, device),
         walk_shots=recipe.walk_shots,
     )
     watch = None

@@ -52,6 +52,8 @@ class DistillRecipe:
     """Teacher trajectories, for `distill.anchor_weight`."""
     codec: str | None = None
     """Only where history is the student's own."""
+    negative_prompt: str = ""
+    """One of the data's captions, which the teacher's guidance steers away from; empty: from none."""
     walk_shots: int = 4
     watch: WatchConfig | None = None
     lora: LoRAConfig | None = None
@@ -90,6 +92,7 @@ def add_flags(flags: ArgumentParser) -> None:
     """Flags of both distillation stages, for `with_distill_flags`."""
     flags.add_argument("--teacher", required=True, help="the teacher's weights")
     flags.add_argument("--guidance", type=float, help="of the teacher, additive")
+    flags.add_argument("--negative-prompt", help="one of the data's captions, which guidance steers away from")
     flags.add_argument("--lowest-sigma", type=float, help="the least noise at which teacher and critic compare")
     flags.add_argument("--critic-steps", type=int, help="critic updates after each of the generator")
     flags.add_argument("--critic-rate", type=float, help="of the critic; --learning-rate is the generator's")
@@ -107,7 +110,8 @@ def with_distill_flags(recipe: DistillRecipe, given: Namespace) -> DistillRecipe
     if given.critic_rate is not None:
         critic = replace(trainer.optimisers[CRITIC], learning_rate=given.critic_rate)
         trainer = replace(trainer, optimisers={**trainer.optimisers, CRITIC: critic})
-    return replace(recipe, distill=distill, trainer=trainer)
+    negative_prompt = given.negative_prompt or recipe.negative_prompt
+    return replace(recipe, distill=distill, trainer=trainer, negative_prompt=negative_prompt)
 
 
 def networks(recipe: DistillRecipe) -> tuple[DiT, DiT, DiT]:
@@ -128,7 +132,14 @@ def run(recipe: DistillRecipe, world: World | None = None) -> Outcome:
         causal = CausalConfig(timesteps=recipe.distill.rollout.timesteps)
         anchor = OdeStage(generator, causal, recipe.seed, pairs=PairStore(recipe.pairs), device=device)
     stage = DistillStage(
-        generator, critic, teacher.to(device), recipe.distill, sampler, seed=recipe.seed, anchor=anchor
+        generator,
+        critic,
+        teacher.to(device),
+        recipe.distill,
+        sampler,
+        seed=recipe.seed,
+        anchor=anchor,
+        negative=library.states_of(recipe.negative_prompt),
     )
     watch = None
     if recipe.watch is not None:

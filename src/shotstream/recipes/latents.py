@@ -65,6 +65,8 @@ class LatentsRecipe:
     """How many times likelier a clip is of a shot that is steered than of another."""
     two_people: bool = False
     """Leave out stories in which no two people share a shot, which are four in five."""
+    negative_prompt: str = ""
+    """Encoded beside the captions, for guidance to steer away from."""
     height: int = 192
     width: int = 320
     text_length: int = STORYWORLD.text.length
@@ -107,6 +109,8 @@ class ShardMaker:
             labels.append({"story": seed, "shots": [spec.labels(0) for spec in story.shots]})
         if not labels:
             return
+        if self.recipe.negative_prompt:
+            captions.id_of(self.recipe.negative_prompt)
         write_shard(
             Path(self.recipe.out) / f"shard-{shard:05d}",
             frames={name: np.stack(column) for name, column in frames.columns.items()},
@@ -321,6 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--two-people", action="store_true", help="only those of the stories in which two people share a shot"
     )
     flags.add_argument("--extra-frames", type=int, default=2, help="frames per shot beyond those memory asks for")
+    flags.add_argument("--negative-prompt", default="", help="encode this too, for guidance to steer away from")
     flags.add_argument("--height", type=int, default=192)
     flags.add_argument("--width", type=int, default=320)
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -16,9 +16,20 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from shotstream.engine.loading import default_precision
-from shotstream.models.checkpoint import load_dit, load_strictly, merge_lora, plain_names, save_dit, split_lora
+from shotstream.models.checkpoint import (
+    load_dit,
+    load_strictly,
+    merge_lora,
+    plain_names,
+    read_tensors,
+    save_dit,
+    split_lora,
+)
+from shotstream.models.codec import ChunkedCodec, Codec
 from shotstream.models.dit import DiT, DiTConfig
 from shotstream.models.lora import LoRALinear
+from shotstream.models.tiny_codec import TinyCodec
+from shotstream.models.wan_codec import WanCodec
 from shotstream.training.data import LatentLibrary, SamplerConfig
 from shotstream.training.distributed import World, whole
 from shotstream.training.trainer import Outcome, Stage, Trainer, TrainerConfig, differing, to_json
@@ -133,7 +144,7 @@ def keep_settings(folder: Path, settings: Any, *, free: Collection[str] = ()) ->
 
 def build_dit(config: DiTConfig, library: LatentLibrary, init: str | None, seed: int) -> DiT:
     """The network for these latents: from weights if given, else fresh and the same for the same seed."""
-    channels = library.latent_shape[0]
+    channels = library.channels
     if init is not None:
         return widened(load_dit(init).float(), channels).train()
     torch.manual_seed(seed)
@@ -159,6 +170,16 @@ def widened(model: DiT, channels: int) -> DiT:
     weights["patch_embedding.weight"] = F.pad(weights["patch_embedding.weight"], (0, 0) * 3 + (0, channels - old))
     wide.load_state_dict(weights)
     return wide
+
+
+def read_codec(path: Path | str, device: torch.device) -> Codec:
+    """The codec that is there, frozen: ours where a file says its config, else Wan's. Raises: ValueError."""
+    codec: ChunkedCodec
+    if Path(path).is_dir() or "config" not in read_tensors(path)[1]:
+        codec = WanCodec.load(path)
+    else:
+        codec = TinyCodec.load(path)
+    return codec.requires_grad_(False).to(device)
 
 
 def compile_blocks(model: DiT) -> None:

@@ -33,7 +33,7 @@ from shotstream.recipes.runs import (
 from shotstream.recipes.watching import WatchConfig, watch_teacher
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
 from shotstream.training.distributed import World, joined
-from shotstream.training.teacher import FlowConfig, TeacherStage
+from shotstream.training.teacher import FlowConfig, TeacherStage, freeze_all_but_self_attention
 from shotstream.training.trainer import OptimiserConfig, Outcome, TrainerConfig
 
 Part = Literal["frames", "memory", "clips", "shots"]
@@ -50,9 +50,15 @@ class TeacherRecipe:
     trainer: TrainerConfig
     dit: DiTConfig = STORYWORLD.dit
     init: str | None = None
+    self_attention_only: bool = False
+    """Freeze all else, as the published teacher, which starts from a text-to-video model."""
     compiled: bool = False
     watch: WatchConfig | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.self_attention_only and self.init is None:
+            raise ValueError("--self-attention-only needs --init: all else would stay as it was drawn")
 
 
 def config(part: Part, *, data: str, out: str) -> TeacherRecipe:
@@ -81,6 +87,8 @@ def run(recipe: TeacherRecipe, world: World | None = None) -> Outcome:
     world = world or World()
     library = LatentLibrary(recipe.data, text_length=recipe.dit.text_len)
     model = build_dit(recipe.dit, library, recipe.init, recipe.seed)
+    if recipe.self_attention_only:
+        freeze_all_but_self_attention(model)
     if recipe.compiled:
         compile_blocks(model)
     device = recipe.trainer.torch_device(world)
@@ -97,12 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("part", choices=get_args(Part))
     flags.add_argument("--two-people", type=float, help="share of samples from shots of two people alone")
     flags.add_argument("--person-share", type=float, help="share of a frame's loss for people, if few")
+    flags.add_argument("--self-attention-only", action="store_true", help="freeze all else; needs --init")
     given = flags.parse_args(arguments)
     if given.part in ("frames", "memory"):
         refuse_unused(flags, given, f"{given.part}, which learns from single frames", "frames")
     start(given)
     recipe = config(given.part, data=given.data, out=given.out)
-    recipe = replace(recipe, init=given.init, trainer=with_flags(recipe.trainer, given), seed=given.seed or 0)
+    recipe = replace(recipe, init=given.init, self_attention_only=given.self_attention_only, seed=given.seed or 0)
+    recipe = replace(recipe, trainer=with_flags(recipe.trainer, given))
     recipe = replace(recipe, sampler=with_frames(with_shares(recipe.sampler, given), given.frames))
     recipe = replace(recipe, compiled=given.compile, watch=watching.from_flags(given))
     with joined() as world:

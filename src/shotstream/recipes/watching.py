@@ -11,8 +11,8 @@ import torch
 
 from shotstream.engine.rollout import RolloutConfig
 from shotstream.models.dit import DiT
-from shotstream.models.tiny_codec import TinyCodec
 from shotstream.presets import STORYWORLD
+from shotstream.recipes.runs import read_codec
 from shotstream.training.data import LatentLibrary, Sampler, SamplerConfig
 from shotstream.training.distill import RolloutNoise, roll_out
 from shotstream.training.randomness import generator_at, normal
@@ -57,7 +57,7 @@ def watch_teacher(stage: TeacherStage, config: WatchConfig) -> Watcher:
     return Watcher(
         sample=lambda: held.sample(data, noise, num_steps=config.teacher_steps, guidance_scale=config.guidance_scale),
         truth=data.target,
-        codec=TinyCodec.load(config.codec).to(sampler.device),
+        codec=read_codec(config.codec, sampler.device),
         video=not sampler.config.singles,
         read=_reader(config),
         labels=_fixed_labels(sampler, numbers),
@@ -74,7 +74,7 @@ def watch_student(student: DiT, sampler: Sampler, rollout: RolloutConfig, config
     return Watcher(
         sample=lambda: roll_out(student, rollout, data, RolloutNoise(0, 0, numbers), last)[1].clean,
         truth=data.target,
-        codec=TinyCodec.load(config.codec).to(sampler.device),
+        codec=read_codec(config.codec, sampler.device),
         video=True,
         read=_reader(config),
         labels=_fixed_labels(sampler, numbers),

@@ -32,7 +32,7 @@ from shotstream.models.attention import SegmentAttention
 from shotstream.models.dit import CaptionKV, DiT
 from shotstream.training.data import Batch, Sampler
 from shotstream.training.losses import ode_regression_loss, velocity_loss
-from shotstream.training.randomness import generator_at, normal
+from shotstream.training.randomness import drawn_group, generator_at, normal
 from shotstream.training.trainer import Loss
 
 History = Literal["clean", "noisy"]
@@ -287,7 +287,8 @@ class OdeStage(CausalStage):
 
     def batch(self, step: int, samples: range) -> CausalBatch:
         assert self.pairs is not None
-        chosen = [int(generator_at(self.seed, "pair", step, i).integers(len(self.pairs))) for i in samples]
+        among = self.pairs.by_size[drawn_group([len(one) for one in self.pairs.by_size], self.seed, "size", step)]
+        chosen = [among[generator_at(self.seed, "pair", step, i).integers(len(among))] for i in samples]
         return self.levelled(chosen, self.levels(step, samples, self.pairs.num_frames))
 
     def levelled(self, chosen: Sequence[int], levels: Tensor) -> CausalBatch:
@@ -318,10 +319,16 @@ def remembered_context(data: Batch, captions: CaptionKV) -> Context:
 
 
 @torch.no_grad()
-def teacher_states(teacher: DiT, data: Batch, noise: Tensor, config: TeacherConfig) -> Iterator[Tensor]:
-    """Every state of the teacher's guided sampler on these contexts and captions: noise first, clean latents last."""
+def teacher_states(
+    teacher: DiT, data: Batch, noise: Tensor, config: TeacherConfig, *, negative: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Every state of the teacher's guided sampler on these contexts and captions: noise first, clean latents last.
+
+    Args: negative, states [1, L, D], is what guidance steers away from; None: no caption.
+    """
     captions = teacher.encode_captions(data.text)
-    unconditional = captions.select(torch.zeros(len(noise), dtype=torch.long, device=noise.device))
+    empty = data.without_text(negative)
+    unconditional = teacher.encode_captions(empty.text).select(empty.caption_ids[:, 0])
     rollout = TeacherRollout(teacher, config, unconditional)
     rollout.open_shot(remembered_context(data, captions))
     yield from rollout.states(noise, captions.select(data.caption_ids.flatten()))
@@ -336,9 +343,12 @@ class PairStore:
         if not paths:
             raise ValueError(f"no teacher trajectories in {folder}: make them with the `pairs` part of this recipe")
         self._files: list[Any] = [safe_open(path, framework="pt") for path in paths]
-        counts = [file.get_slice("states").get_shape()[0] for file in self._files]
-        self._places = [(i, row) for i, count in enumerate(counts) for row in range(count)]
-        self.num_frames = int(self._files[0].get_slice("states").get_shape()[2])
+        shapes = [file.get_slice("states").get_shape() for file in self._files]
+        self._places = [(i, row) for i, shape in enumerate(shapes) for row in range(shape[0])]
+        self.num_frames = int(shapes[0][2])
+        sizes = [tuple(shapes[i][-2:]) for i, _ in self._places]
+        self.by_size = [[n for n, own in enumerate(sizes) if own == size] for size in sorted(set(sizes))]
+        """Numbers of the trajectories, for each size of latents."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -386,9 +396,13 @@ def make_pairs(
     folder: Path,
     files: Sequence[int],
     *,
+    negative: Tensor | None = None,
     until: float | None = None,
 ) -> Iterator[int]:
-    """Write the missing files among `files`, none begun after `until` (time.monotonic); yields each when written."""
+    """Write the missing files among `files`, none begun after `until` (time.monotonic); yields each when written.
+
+    Args: negative as for `teacher_states`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for number in files:
         path = folder / f"pairs-{number:05d}.safetensors"
@@ -400,7 +414,7 @@ def make_pairs(
         data = sampler.batch(number, samples)
         shape = data.target.shape[1:]
         noise = torch.stack([normal(generator_at("pairs", number, i), shape) for i in samples]).to(data.target.device)
-        states = list(teacher_states(teacher, data, noise, config.sampler))
+        states = list(teacher_states(teacher, data, noise, config.sampler, negative=negative))
         kept = torch.stack([states[step] for step in (*config.kept_steps, len(config.sampler.sigmas))], dim=1)
         _write_pairs(path, data, kept)
         yield number

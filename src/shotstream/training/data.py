@@ -3,7 +3,8 @@
 A library is a folder of shards. A shard holds whole stories: single frames (those that memory may ask for, some of
 them also after a round trip through the codec, and a few others to learn from), a few full clips, the captions of every
 shot, chunk by chunk, and the token states of every caption, each caption once. Arrays are memory-mapped; nothing is
-read before it is sampled.
+read before it is sampled. All latents of a shard have one size h x w; shards may differ in it, and a step takes its
+samples from shards of one.
 
 B samples, F target frames, K context frames, C latent channels, h w latent size, S captions, L text positions.
 """
@@ -13,10 +14,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shotstream.engine.memory import allocate_context, evenly_spaced
-from shotstream.training.randomness import generator_at, normal
+from shotstream.training.randomness import drawn_group, generator_at, normal
 
 Array = NDArray[np.generic]
 
@@ -133,14 +134,31 @@ class _Column:
 class LatentLibrary:
     """All shards of a folder as three tables, `frame`, `clip` and `shot`, and one list of captions."""
 
-    def __init__(self, folder: Path | str, *, text_length: int = 64, max_shards: int | None = None) -> None:
-        """Raises ValueError if the folder holds no complete shard."""
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        text_length: int = 64,
+        max_shards: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """`size` keeps only shards with latents of these h, w. Raises ValueError if the folder holds no complete shard,
+        or shards of several codecs."""
         shards = sorted(Path(folder).glob("shard-*"))[:max_shards]
         if not shards:
             raise ValueError(
                 f"no shards in {folder}: make them with `python -m shotstream.recipes.latents --out {folder}`"
             )
+        shapes = [np.load(shard / "frame_latent.npy", mmap_mode="r").shape[1:] for shard in shards]
+        if len(channels := {c for c, _, _ in shapes}) > 1:
+            raise ValueError(
+                f"{folder} has latents of {' and '.join(map(str, sorted(channels)))} channels: keep those of one codec"
+            )
+        self.sizes = sorted({(h, w) for _, h, w in shapes if size in (None, (h, w))})
+        """Every h, w that latents have."""
+        shards = [shard for shard, (_, h, w) in zip(shards, shapes, strict=True) if (h, w) in self.sizes]
         self.text_length = text_length
+        self._folder, self._max_shards = folder, max_shards
         self._shards = shards
         self.frame = {name: _column(shards, f"frame_{name}") for name in FRAME_FIELDS}
         self.clip = {name: _column(shards, f"clip_{name}") for name in CLIP_FIELDS}
@@ -169,9 +187,20 @@ class LatentLibrary:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """C, h, w."""
-        c, h, w = self.frame["latent"].parts[0].shape[1:]
-        return int(c), int(h), int(w)
+        """C, h, w; only of a library with one size."""
+        assert len(self.sizes) == 1, f"take one of by_size: there are latents of {self.sizes}"
+        return (self.channels, *self.sizes[0])
+
+    @property
+    def channels(self) -> int:
+        return int(self.frame["latent"].parts[0].shape[1])
+
+    def by_size(self) -> list[LatentLibrary]:
+        """One library for each size of latents; of one size, itself."""
+        if len(self.sizes) == 1:
+            return [self]
+        same: dict[str, Any] = {"text_length": self.text_length, "max_shards": self._max_shards}
+        return [LatentLibrary(self._folder, **same, size=size) for size in self.sizes]
 
     @property
     def text_width(self) -> int:
@@ -185,6 +214,20 @@ class LatentLibrary:
                 start = int(self._ends[caption - 1]) if caption else 0
                 out[row, : self._ends[caption] - start] = self._state_rows(start, int(self._ends[caption]))
         return out
+
+    def states_of(self, caption: str) -> Tensor:
+        """Token states [1, L, D] float32 of a caption, zeros for "". Raises ValueError if no shard has this one."""
+        first = 0
+        for shard in self._shards if caption else []:
+            captions = json.loads((shard / "captions.json").read_text())
+            if caption in captions:
+                return self.text([first + captions.index(caption)])
+            first += len(captions)
+        if caption:
+            raise ValueError(
+                f"no caption of the library reads {caption!r}: encode a shard with it (latents --negative-prompt)"
+            )
+        return self.text([NO_CAPTION])
 
     def _state_rows(self, start: int, stop: int) -> Tensor:
         shard = int(np.searchsorted(self._states.ends, start, side="right"))
@@ -303,9 +346,10 @@ class Batch(NamedTuple):
     weight: Tensor
     """[B, F, C, h, w] loss weight."""
 
-    def without_text(self) -> Batch:
-        """The same with every caption empty: what guidance is measured against."""
-        return self._replace(text=self.text[:1], caption_ids=torch.zeros_like(self.caption_ids))
+    def without_text(self, negative: Tensor | None = None) -> Batch:
+        """The same with every caption empty, or with these states [1, L, D]: what guidance is measured against."""
+        text = self.text[:1] if negative is None else negative.to(self.text)
+        return self._replace(text=text, caption_ids=torch.zeros_like(self.caption_ids))
 
     def blank(self) -> Batch:
         """The same with nothing asked and nothing remembered: guidance against it strengthens captions and memory."""
@@ -324,6 +368,13 @@ class Sampler:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __post_init__(self) -> None:
+        libraries = self.library.by_size()
+        self.by_size = [self] if len(libraries) == 1 else [replace(self, library=one) for one in libraries]
+        """A sampler for each size of latents."""
+        if len(libraries) == 1:
+            self._list_targets()
+
+    def _list_targets(self) -> None:
         table = self.library.frame_table
         self._rows: dict[tuple[int, int], dict[tuple[int, bool], int]] = {}
         for row, key in enumerate(
@@ -364,25 +415,31 @@ class Sampler:
             raise ValueError("two_people asks for shots of two people, and the library has none: encode more stories")
         return np.array(targets), np.array(frames)
 
+    def of_step(self, step: int) -> Sampler:
+        """The sampler of the latents, all of one size, that a step is made of; sizes come up as their targets do."""
+        if len(self.by_size) == 1:
+            return self.by_size[0]
+        return self.by_size[drawn_group([len(one._targets) for one in self.by_size], *self.address, "size", step)]
+
     def labels(self, step: int, samples: Sequence[int]) -> list[dict[str, str]]:
         """What each of these samples' target shots shows when it opens, by attribute."""
-        found = []
+        found, own = [], self.of_step(step)
         for sample in samples:
-            plan = self.plan(generator_at(*self.address, step, sample), self.num_frames(step))
-            table = self.library.frame_table if self.config.singles else self.library.clip_table
+            plan = own.plan(generator_at(*self.address, step, sample), self.num_frames(step))
+            table = own.library.frame_table if self.config.singles else own.library.clip_table
             row = plan.target[0]
-            found.append(self.library.labels[int(table["story"][row])][int(table["shot"][row])])
+            found.append(own.library.labels[int(table["story"][row])][int(table["shot"][row])])
         return found
 
     def batch(self, step: int, samples: Sequence[int]) -> Batch:
         """The samples with these numbers of a step."""
         plans, noises = [], []
-        frames = self.num_frames(step)
+        frames, own = self.num_frames(step), self.of_step(step)
         for sample in samples:
             rng = generator_at(*self.address, step, sample)
-            plans.append(self.plan(rng, frames))
-            noises.append(self._context_noise(rng))
-        return self.assemble(plans, noises)
+            plans.append(own.plan(rng, frames))
+            noises.append(own._context_noise(rng))
+        return own.assemble(plans, noises)
 
     def num_frames(self, step: int) -> int:
         """Latent frames of a step's clips: one number for all its samples, whichever process draws them."""

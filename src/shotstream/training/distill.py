@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from shotstream.diffusion.flow import add_noise, predicted_clean
 from shotstream.engine.noise import addressed_noise
 from shotstream.engine.rollout import NoiseSource, Rollout, RolloutConfig
-from shotstream.models.attention import SegmentAttention
+from shotstream.engine.teacher import ContextTime
 from shotstream.models.codec import Codec, to_uint8
 from shotstream.models.dit import CaptionKV, DiT
 from shotstream.training.causal_init import OdeStage, remembered_context
@@ -42,7 +42,7 @@ from shotstream.training.data import (
 )
 from shotstream.training.losses import dmd_gradient, dmd_loss, draw_sigma, guided, velocity_loss
 from shotstream.training.randomness import generator_at, normal
-from shotstream.training.teacher import next_shot_output
+from shotstream.training.teacher import next_shot_attention, next_shot_output
 from shotstream.training.trainer import Loss
 
 GENERATOR, CRITIC = "generator", "critic"
@@ -61,6 +61,8 @@ class DistillConfig:
     """Critic updates before the first generator update."""
     shift: float = 3.0
     """Of the noise levels at which teacher and critic compare."""
+    context_time: ContextTime = "zero"
+    """As the teacher was trained, from which the critic starts."""
     lowest_sigma: float = 0.02
     highest_sigma: float = 0.98
     anchor_weight: float = 0.0
@@ -176,6 +178,8 @@ class DistillStage:
     seed: int = 0
     anchor: OdeStage | None = None
     """Regression of the same generator, for `anchor_weight`."""
+    negative: Tensor | None = None
+    """States [1, L, D] of what the teacher's guidance steers away from; None: of no caption, zeros."""
     _kept: dict[int, Tensor] = field(default_factory=dict)
     """Shots of the last rollout, by the number of their first sample."""
     _kept_number: int = -1
@@ -235,7 +239,7 @@ class DistillStage:
     def gradient(self, data: Batch, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """The direction in which these shots are too unlikely for the teacher, [B, F, C, h, w]."""
         noisy = add_noise(clean, noise, sigma)
-        empty = data.without_text()
+        empty = data.without_text(self.negative)
         fake = self._judge(self.critic, data, noisy, sigma)
         real = self._judge(self.teacher, data, noisy, sigma)
         unconditional = self._judge(self.teacher, empty, noisy, sigma)
@@ -285,12 +289,11 @@ class DistillStage:
 
     def _score(self, network: DiT, data: Batch, noisy: Tensor, sigma: Tensor) -> Tensor:
         """A bidirectional network's raw answer for the shot."""
-        remembered, frames = data.context.shape[1], noisy.shape[1]
-        rows, columns = network.config.grid(*noisy.shape[-2:])
-        attention = SegmentAttention(sizes=(remembered, frames), tokens_per_frame=rows * columns)
-        positions = torch.arange(remembered + frames, device=noisy.device)[None]
+        remembered, context_time = data.context.shape[1], self.config.context_time
+        attention = next_shot_attention(network, remembered, noisy, context_time=context_time)
+        positions = torch.arange(remembered + noisy.shape[1], device=noisy.device)[None]
         captions = network.encode_captions(data.text)
-        return next_shot_output(network, data, noisy, sigma, captions, attention, positions)
+        return next_shot_output(network, data, noisy, sigma, captions, attention, positions, context_time=context_time)
 
 
 @dataclass
@@ -317,7 +320,9 @@ class InterShotStage(DistillStage):
             raise ValueError(
                 "walks are made of whole shots, of which memory asks for the last frame: leave out lengths"
             )
-        self._stories = stories_with(self.sampler.library, self.walk_shots)
+        self._stories = {
+            one.library.sizes[0]: stories_with(one.library, self.walk_shots) for one in self.sampler.by_size
+        }
         shot_frames = self.sampler.config.shot_frames
         capacity = self.sampler.config.context_frames
         asked = [frames_ever_asked_for(i, self.walk_shots, capacity, shot_frames) for i in range(self.walk_shots)]
@@ -327,7 +332,7 @@ class InterShotStage(DistillStage):
         number = self.config.rollout_number(step)
         walk, shot = divmod(number // self.config.rollouts_per_round, self.walk_shots)
         plans = [self._plan(walk, shot, sample) for sample in samples]
-        data = self.sampler.assemble(plans)
+        data = self.sampler.of_step(walk).assemble(plans)
         if shot:
             data = data._replace(context=self._remembered(samples, shot, plans).to(data.context))
         return ShotBatch(data, number, samples)
@@ -376,21 +381,22 @@ class InterShotStage(DistillStage):
     def _plan(self, walk: int, shot: int, sample: int) -> Plan:
         """Captions and shot numbers of one sample's shot; the walk's first shot is the story's."""
         story = self._story(walk, sample)
-        own = self._captions_of(story, shot)
+        own = self._captions_of(walk, story, shot)
         frames = tuple(int(own[chunk_of_latent(f)]) for f in range(self.config.frames))
         slots = self.sampler.config.context_frames
         dropped = generator_at(self.seed, "drop", walk, shot, sample).random() < self.sampler.config.drop_context
         if shot == 0 or dropped:
             return Plan((NO_FRAME,) * slots, (0,) * slots, (frames[0],) * slots, (), frames, 1)
         rule = context_rule(shot, slots, self.sampler.config.shot_frames)
-        captions = tuple(int(self._captions_of(story, i)[chunk_of_pixel(p)]) for i, p in rule)
+        captions = tuple(int(self._captions_of(walk, story, i)[chunk_of_pixel(p)]) for i, p in rule)
         return Plan((OWN_FRAME,) * slots, tuple(i for i, _ in rule), captions, (), frames, shot)
 
     def _story(self, walk: int, sample: int) -> int:
-        return int(generator_at(self.seed, "walk", walk, sample).choice(self._stories))
+        stories = self._stories[self.sampler.of_step(walk).library.sizes[0]]
+        return int(generator_at(self.seed, "walk", walk, sample).choice(stories))
 
-    def _captions_of(self, story: int, shot: int) -> NDArray[np.int64]:
-        captions: NDArray[np.int64] = self.sampler.library.shot_caption[story + shot]
+    def _captions_of(self, walk: int, story: int, shot: int) -> NDArray[np.int64]:
+        captions: NDArray[np.int64] = self.sampler.of_step(walk).library.shot_caption[story + shot]
         return captions
 
 

@@ -21,6 +21,11 @@ def generator_at(*address: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
+def drawn_group(sizes: Sequence[int], *address: int | str) -> int:
+    """Index of the group that a member drawn from all groups would be of."""
+    return int(np.searchsorted(np.cumsum(sizes), generator_at(*address).integers(sum(sizes)), side="right"))
+
+
 def normal(generator: np.random.Generator, shape: Sequence[int]) -> Tensor:
     """Standard normal float32 tensor on the CPU."""
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))

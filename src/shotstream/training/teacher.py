@@ -2,6 +2,7 @@
 
 Remembered frames stand clean (t = 0) in front of the noisy target and read only one another, so their keys do not
 depend on the noise: they are computed once per shot when sampling, and shared by independent targets when training.
+With `context_time="shared"`, as published, they are clean as well but told the target's t, and read it too.
 
 B batch, K context frames, F target frames, C latent channels, h w latent size.
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from shotstream.diffusion.flow import add_noise, euler_step, predicted_velocity
 from shotstream.diffusion.schedule import TIMESTEP_SCALE, FlowSchedule
+from shotstream.engine.teacher import ContextTime
 from shotstream.models.attention import SegmentAttention
 from shotstream.models.dit import CaptionKV, DiT
 from shotstream.training.data import Batch, Sampler
@@ -37,6 +39,8 @@ class FlowConfig:
     min_sigma: float = 0.25
     """A clean prediction's error counts 1 / max(sigma, min_sigma)^2. Below, little is left to learn, and weighing it
     up would crowd out the noise levels of a few-step student."""
+    context_time: ContextTime = "zero"
+    """"shared": as the preset of Wan's published teacher has it."""
 
 
 class NoisyBatch(NamedTuple):
@@ -62,6 +66,12 @@ class TeacherStage:
 
     def __post_init__(self) -> None:
         self.networks: Mapping[str, nn.Module] = {"model": self.model}
+        samples = self.sampler.config
+        if self.flow.context_time == "shared" and samples.context_frames and samples.singles:
+            raise ValueError(
+                "single frames have a noise each, which one context cannot share: train on clips, or with "
+                'context_time="zero"'
+            )
 
     def turn(self, step: int) -> str:
         return "model"
@@ -102,15 +112,18 @@ class TeacherStage:
     def predict(self, data: Batch, noisy: Tensor, sigma: Tensor, captions: CaptionKV) -> Tensor:
         """The network's raw answer for the target frames, [B, F, C, h, w]."""
         attention = self.attention(data)
-        return next_shot_output(self.model, data, noisy, sigma, captions, attention, self.positions(data))
+        positions, context_time = self.positions(data), self.flow.context_time
+        return next_shot_output(
+            self.model, data, noisy, sigma, captions, attention, positions, context_time=context_time
+        )
 
     def attention(self, data: Batch) -> SegmentAttention:
         """Clips read context and themselves; independent singles read context and their own frame."""
         context, frames = data.context.shape[1], data.target.shape[1]
+        if not self.sampler.config.singles:
+            return next_shot_attention(self.model, context, data.target, context_time=self.flow.context_time)
         rows, columns = self.model.config.grid(*data.target.shape[-2:])
         tokens = rows * columns
-        if not self.sampler.config.singles:
-            return SegmentAttention(sizes=_sizes(context, frames), tokens_per_frame=tokens)
         if not context:
             return SegmentAttention(
                 sizes=(1,) * frames, tokens_per_frame=tokens, visible=tuple((i,) for i in range(frames))
@@ -142,6 +155,12 @@ class TeacherStage:
         return normal(rng, shape), sigma.expand(frames)
 
 
+def freeze_all_but_self_attention(model: DiT) -> None:
+    """Let only q, k, v, o and the norms of the blocks' self-attention learn, in place."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("self_attn" in name.split("."))
+
+
 def next_shot_output(
     model: DiT,
     data: Batch,
@@ -150,13 +169,16 @@ def next_shot_output(
     captions: CaptionKV,
     attention: SegmentAttention,
     positions: Tensor,
+    *,
+    context_time: ContextTime,
 ) -> Tensor:
     """Run [clean context | noisy target] and return the raw answer for the target, [B, F, C, h, w].
 
-    Args: noisy [B, F, C, h, w]; sigma [B, F]; positions [1, K + F].
+    Args: noisy [B, F, C, h, w]; sigma [B, F], the same for all frames if the context shares it; positions [1, K + F].
     """
     context = data.context.shape[1]
-    timesteps = torch.cat([sigma.new_zeros(len(sigma), context), sigma * TIMESTEP_SCALE], dim=1)
+    told = sigma[:, :1] if context_time == "shared" else sigma.new_zeros(len(sigma), 1)
+    timesteps = torch.cat([told.expand(-1, context), sigma], dim=1) * TIMESTEP_SCALE
     output: Tensor = model(
         torch.cat([data.context, noisy], dim=1),
         timesteps,
@@ -169,5 +191,9 @@ def next_shot_output(
     return output[:, context:]
 
 
-def _sizes(context: int, frames: int) -> tuple[int, ...]:
-    return (context, frames) if context else (frames,)
+def next_shot_attention(model: DiT, context: int, target: Tensor, *, context_time: ContextTime) -> SegmentAttention:
+    """The target [B, F, C, h, w] reads context and itself; the context only itself, unless it shares the target's t."""
+    frames = target.shape[1]
+    rows, columns = model.config.grid(*target.shape[-2:])
+    apart = context and context_time == "zero"
+    return SegmentAttention(sizes=(context, frames) if apart else (context + frames,), tokens_per_frame=rows * columns)

@@ -51,6 +51,9 @@ def test_shots_are_trained_in_whole_chunks(frames: tuple[int, ...]) -> None:
     [
         (causal_init, ["pairs", "--batch", "4"], "--batch"),
         (causal_init, ["pairs", "--frames", "3"], "--frames"),
+        (causal_init, ["pairs", "--watch-codec", "k"], "--watch-codec"),
+        (causal_init, ["pairs", "--watch-probe", "p"], "--watch-probe"),
+        (causal_init, ["pairs", "--watch-data", "w"], "--watch-data"),
         (causal_init, ["ode", "--guidance", "2"], "--guidance"),
         (teacher, ["memory", "--frames", "3"], "--frames"),
         (intra_shot, ["--teacher", "t", "--compile"], "--compile"),

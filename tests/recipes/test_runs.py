@@ -10,7 +10,7 @@ import torch
 
 from shotstream.models.attention import SegmentAttention
 from shotstream.models.dit import DiT
-from shotstream.recipes import causal_init, inter_shot, intra_shot, teacher
+from shotstream.recipes import causal_init, inter_shot, intra_shot, teacher, watching
 from shotstream.recipes.runs import parser, widened, with_frames
 from shotstream.training.data import SamplerConfig
 from shotstream.training.distill import CRITIC, GENERATOR
@@ -66,6 +66,21 @@ def test_flags_that_do_nothing_are_refused(
     with pytest.raises(SystemExit):
         recipe.main([*arguments, "--data", "d", "--out", "o", "--init", "i"])
     assert f"{flag} does nothing for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "lacking"),
+    [
+        (["--watch-probe", "p", "--image-every", "5"], "--watch-codec"),
+        (["--watch-data", "d", "--image-every", "5"], "--watch-codec"),
+        (["--watch-codec", "k"], "--image-every"),
+    ],
+)
+def test_watching_says_what_it_lacks_to_show_anything(given: list[str], lacking: str) -> None:
+    flags = parser(None)
+    watching.add_flags(flags)
+    with pytest.raises(ValueError, match=f"pass {lacking}"):
+        watching.from_flags(flags.parse_args(["--out", "o", "--data", "d", *given]))
 
 
 def test_fewer_channels_are_refused(tiny_dit: DiT) -> None:

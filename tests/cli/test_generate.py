@@ -245,6 +245,10 @@ def test_the_same_seed_gives_the_same_file(loaded: Engine, tmp_path: Path) -> No
         (["deep.json"], "deep.json: not readable as JSON: it is nested too deeply"),
         (["deep.yaml"], "deep.yaml: not readable as YAML: it is nested too deeply"),
         (["deep.csv"], "frame_number must be a list"),
+        (["noise.csv"], "noise.csv: it is not text in UTF-8: pass a story's file"),
+        (["noise.yaml"], "noise.yaml: it is not text in UTF-8"),
+        (["of-noise.csv"], "of-noise.csv, row 1: noise.json: it is not text in UTF-8"),
+        (["wide.csv"], "wide.csv: not readable as CSV: field larger than field limit"),
         (["--shot", "x", "--sheet", "sheet.jpg"], "must end in .png"),
         (["story.yaml", "--shot", "x"], "not both"),
     ],
@@ -261,6 +265,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for name in ("deep.json", "deep.yaml"):
         (tmp_path / name).write_text("[" * 100_000)
     (tmp_path / "deep.csv").write_text(f"json_path,frame_number\nx.json,{'-' * 100_000}1\n")
+    for name in ("noise.csv", "noise.yaml", "noise.json"):
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    (tmp_path / "of-noise.csv").write_text('json_path,frame_number\nnoise.json,"[[0, 81]]"\n')
+    (tmp_path / "wide.csv").write_text(f"json_path,frame_number\n{'x' * 200_000},1\n")
     (tmp_path / "x.json").write_text("{}")
     (tmp_path / "out.mp4").write_bytes(b"precious")
     assert cli.main(["generate", *arguments, "-o", "out.mp4"]) == 2

@@ -355,6 +355,18 @@ def test_an_unwritable_output_is_refused_before_loading(
     assert error.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize("full", ["out.mp4", "sheet.png"])
+def test_a_full_disk_names_the_file_and_the_way_out(
+    full: str, loaded: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(full).symlink_to("/dev/full")
+    assert cli.main(["generate", "--shot", "x", "--chunks", "1", "-o", "out.mp4", "--sheet", "sheet.png"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"shotstream: error: {full}: No space left on device: make room there, or write elsewhere"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

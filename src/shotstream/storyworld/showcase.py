@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from shotstream.engine.video import naming
 from shotstream.storyworld.render import FPS, render_frame
 from shotstream.storyworld.sampler import NUM_CHUNKS, SPLITS, WorldStory, sample_story
 from shotstream.storyworld.spec import CHUNK_FRAMES, first_frame
@@ -37,7 +38,8 @@ def write_showcase(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     sheet, clip = folder / f"story-{seed}.png", folder / f"story-{seed}.mp4"
-    Image.fromarray(contact_sheet(story)).save(sheet)
+    with naming(sheet):
+        Image.fromarray(contact_sheet(story)).save(sheet)
     _write_mp4(clip, _clip_frames(story))
     return sheet, clip
 

@@ -284,15 +284,21 @@ def test_weights_of_another_shape_are_refused(
     save_dit(tmp_path / "student.safetensors", tiny_engine.model)
     assert cli.main(["generate", "--shot", "x", "--weights", str(tmp_path), "-o", str(tmp_path / "a.mp4")]) == 2
     error = capsys.readouterr().err
-    assert "not of preset storyworld: dim is 32, expected 256" in error
+    assert f"{tmp_path / 'student.safetensors'} is a student not of preset storyworld: dim is 32, expected 256" in error
     assert error.count("\n") == 1
 
 
-def test_a_codec_in_place_of_the_student_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _small_codec().save(tmp_path / "student.safetensors")
-    assert cli.main(["generate", "--shot", "x", "--weights", str(tmp_path), "-o", str(tmp_path / "a.mp4")]) == 2
+@pytest.mark.parametrize("name", ["student.safetensors", "codec.safetensors"])
+def test_a_codec_in_place_of_the_student_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    _small_codec().save(path)
+    given = tmp_path if name == "student.safetensors" else path
+    assert cli.main(["generate", "--shot", "x", "--weights", str(given), "-o", str(tmp_path / "a.mp4")]) == 2
     error = capsys.readouterr().err
-    assert "does not say dim, num_layers: is it that of a DiT?" in error
+    assert f"{path}: cannot read the model's config: it does not say dim, num_layers: is it that of a DiT?" in error
+    assert "Pass the weights of a student or a teacher" in error
     assert error.count("\n") == 1
 
 

@@ -61,10 +61,11 @@ def load(
     if place.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(threads or filming_threads())
-    dit = load_dit(find_weights(config, model, weights), config=None if config.codec == "tiny" else config.dit)
+    path = find_weights(config, model, weights)
+    dit = load_dit(path, config=None if config.codec == "tiny" else config.dit)
     if dit.config != config.dit:
         raise ValueError(
-            f"these {model} weights are not of preset {config.name}: {_differences(dit.config, config.dit)}"
+            f"{path} is a {model} not of preset {config.name}: {_differences(dit.config, config.dit)}: pass one that is"
         )
     dit = dit.cast_for_inference(kind).to(place).fuse_for_serving()
     codec, text = load_codec(config, weights, place, kind), load_text(config, weights, place)

@@ -11,6 +11,7 @@ pytest.importorskip("skia", reason="the drawn world needs skia-python: pip insta
 import av
 from PIL import Image
 
+from shotstream import cli
 from shotstream.storyworld.showcase import main
 
 
@@ -28,3 +29,10 @@ def test_a_full_disk_is_said_of_the_file(name, tmp_path):
     (tmp_path / name).symlink_to("/dev/full")
     with pytest.raises(OSError, match=name):
         main(["--seed", "5", "--shots", "1", "-o", str(tmp_path)])
+
+
+@pytest.mark.parametrize("shots", ["0", "13"])
+def test_a_length_that_help_does_not_offer_is_refused_before_anything_is_drawn(shots, tmp_path, capsys):
+    assert cli.main(["world", "--shots", shots, "-o", str(tmp_path / "world")]) == 2
+    assert capsys.readouterr().err == f"shotstream: error: --shots takes 1 to 12, got {shots}\n"
+    assert not (tmp_path / "world").exists()

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shotstream.engine.video import naming
 from shotstream.storyworld.render import FPS, render_frame
-from shotstream.storyworld.sampler import NUM_CHUNKS, SPLITS, WorldStory, sample_story
+from shotstream.storyworld.sampler import MOST_SHOTS, NUM_CHUNKS, SPLITS, WorldStory, sample_story
 from shotstream.storyworld.spec import CHUNK_FRAMES, first_frame
 
 SHEET_CHUNKS = (0, 1, 3, 5, 6)
@@ -102,10 +102,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw a story of the drawn world."""
     parser = argparse.ArgumentParser(prog="shotstream world", description=__doc__)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--shots", type=int, help="1 to 12; drawn from the seed by default")
+    parser.add_argument("--shots", type=int, help=f"1 to {MOST_SHOTS}; drawn from the seed by default")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("-o", "--output", type=Path, default=Path("world"), help="folder (default: world)")
     options = parser.parse_args(argv)
+    if options.shots is not None and not 1 <= options.shots <= MOST_SHOTS:
+        raise ValueError(f"--shots takes 1 to {MOST_SHOTS}, got {options.shots}")
     for path in write_showcase(options.seed, options.output, options.shots, options.split):
         sys.stdout.write(f"{path}\n")
 

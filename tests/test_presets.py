@@ -80,6 +80,16 @@ def test_a_folder_may_hold_the_hub_repositories_side_by_side(tmp_path: Path) -> 
     assert find_weights(WAN_1_3B, "text", tmp_path) == base
 
 
+def test_taehv_is_taken_for_the_wan_vae_where_somebody_put_it(tmp_path: Path) -> None:
+    base = tmp_path / "Wan2.1-T2V-1.3B"
+    base.mkdir()
+    (base / "Wan2.1_VAE.pth").touch()
+    (base / "taew2_1.pth").touch()
+    assert find_weights(WAN_1_3B, "codec", tmp_path) == base / "taew2_1.pth"
+    (tmp_path / "taew2_1.safetensors").touch()
+    assert find_weights(WAN_1_3B, "codec", tmp_path) == tmp_path / "taew2_1.safetensors"
+
+
 def test_minilm_may_lie_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
     given, shared = tmp_path / "given", tmp_path / "shared"

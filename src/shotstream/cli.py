@@ -6,6 +6,7 @@ Results go to stdout, progress and notices to stderr. What a user can get wrong 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import json
@@ -66,7 +67,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        way_out = ": make room there, or write elsewhere" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{error.filename}: {error.strerror}{way_out}"
     return " ".join(str(error).split())
 
 

@@ -38,6 +38,8 @@ class WeightFile:
     """Empty: the part ships with the package."""
     hub_files: tuple[str, ...] = ()
     """Patterns of the files to fetch; empty means just ``path``."""
+    substitutes: tuple[str, ...] = ()
+    """Files that are taken in its place from a folder in which somebody put them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,8 @@ class Preset:
     dit: DiTConfig
     text: TextConfig
     codec: Literal["tiny", "wan"]
-    """Kind of codec; its own sizes come with its weights."""
+    """Whose latents they are: our tiny codec's, or those of the Wan VAE, which TAEHV makes too. Sizes come with the
+    weights."""
     spatial_stride: int
     """Pixels per latent cell, each way."""
     height: int
@@ -154,7 +157,9 @@ WAN_1_3B = Preset(
     files={
         "student": WeightFile(path="shotstream_merged.pt", hub_id=_SHOTSTREAM_HUB_ID),
         "teacher": WeightFile(path="bidirectional_teacher.pt", hub_id=_SHOTSTREAM_HUB_ID),
-        "codec": WeightFile(path="Wan2.1_VAE.pth", hub_id=_WAN_HUB_ID),
+        "codec": WeightFile(
+            path="Wan2.1_VAE.pth", hub_id=_WAN_HUB_ID, substitutes=("taew2_1.safetensors", "taew2_1.pth")
+        ),
         "text": WeightFile(
             path="", hub_id=_WAN_HUB_ID, hub_files=("models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/*")
         ),
@@ -176,7 +181,8 @@ def find_weights(preset: Preset, role: Role, folder: str | os.PathLike[str] | No
 
     Looked up in this order: ``folder``; the preset's folder under $SHOTSTREAM_WEIGHTS; the package; the hub. Inside a
     folder the part may also lie in a sub-folder named like its hub repository, and a safetensors file as shards: their
-    index is returned. A ``folder`` that is itself a file, or the index of one, is the student or the teacher.
+    index is returned. A substitute that lies there comes before the part itself. A ``folder`` that is itself a file, or
+    the index of one, is the student or the teacher.
 
     Raises: ValueError that says where was looked and how to get the part.
     """
@@ -228,6 +234,9 @@ def _local_folders(preset: Preset, folder: str | os.PathLike[str] | None) -> lis
 
 def _find_in(folder: Path, part: WeightFile) -> Path | None:
     for base in (folder, folder / part.hub_id.rpartition("/")[2]):
+        for name in part.substitutes:
+            if (base / name).is_file():
+                return base / name
         wanted = [pattern for pattern in part.hub_files if "*" not in pattern] or [part.path]
         if all((base / name).is_file() for name in wanted):
             return base / part.path

@@ -283,8 +283,7 @@ def read_reference_csv(path: str | os.PathLike[str]) -> list[Story]:
     Raises: ValueError that names the row, file and key at fault; OSError if a file cannot be opened.
     """
     path = Path(path)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    rows = _csv_rows(path)
     if not rows:
         raise ValueError(f"{path}: no rows; expected columns json_path and frame_number and one row per story")
     stories = []
@@ -296,12 +295,25 @@ def read_reference_csv(path: str | os.PathLike[str]) -> list[Story]:
     return stories
 
 
+def _csv_rows(path: Path) -> list[dict[str, str | None]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            return list(csv.DictReader(file))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: {_NOT_TEXT}") from error
+        except csv.Error as error:
+            raise ValueError(f"{path}: not readable as CSV: {error}") from error
+
+
 def _story_from_reference_row(row: Mapping[str, str | None], folder: Path) -> Story:
     for column in ("json_path", "frame_number"):
         if not row.get(column):
             raise ValueError(f"column {column} is missing or empty")
     captions_path = folder / str(row["json_path"])
-    captions = _parse(captions_path)
+    try:
+        captions = _parse(captions_path)
+    except ValueError as error:
+        raise ValueError(f"{captions_path}: {error}") from error
     num_shots = _count_intervals(str(row["frame_number"]))
     keys = [f"shot{number}" for number in range(1, num_shots + 1)]
     if missing := [key for key in keys if key not in captions]:
@@ -327,11 +339,17 @@ def _count_intervals(text: str) -> int:
     return len(intervals)
 
 
+_NOT_TEXT = "it is not text in UTF-8: pass a story's file, or save it again as UTF-8"
+
+
 def _parse(path: Path) -> Mapping[str, Any]:
     suffix = path.suffix.lower()
     if suffix not in (".json", ".yaml", ".yml"):
         raise ValueError(f"expected a .yaml, .yml or .json file, got suffix {suffix!r}")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(_NOT_TEXT) from error
     return _mapping(_json(text) if suffix == ".json" else _yaml(text))
 
 

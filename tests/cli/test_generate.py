@@ -297,6 +297,10 @@ def test_the_same_seed_gives_the_same_file(loaded: Engine, tmp_path: Path) -> No
         (["deep.json"], "deep.json: not readable as JSON: it is nested too deeply"),
         (["deep.yaml"], "deep.yaml: not readable as YAML: it is nested too deeply"),
         (["deep.csv"], "frame_number must be a list"),
+        (["noise.csv"], "noise.csv: it is not text in UTF-8: pass a story's file"),
+        (["noise.yaml"], "noise.yaml: it is not text in UTF-8"),
+        (["of-noise.csv"], "of-noise.csv, row 1: noise.json: it is not text in UTF-8"),
+        (["wide.csv"], "wide.csv: not readable as CSV: field larger than field limit"),
         (["--shot", "x", "--sheet", "sheet.jpg"], "must end in .png"),
         (["story.yaml", "--shot", "x"], "not both"),
     ],
@@ -313,6 +317,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for name in ("deep.json", "deep.yaml"):
         (tmp_path / name).write_text("[" * 100_000)
     (tmp_path / "deep.csv").write_text(f"json_path,frame_number\nx.json,{'-' * 100_000}1\n")
+    for name in ("noise.csv", "noise.yaml", "noise.json"):
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    (tmp_path / "of-noise.csv").write_text('json_path,frame_number\nnoise.json,"[[0, 81]]"\n')
+    (tmp_path / "wide.csv").write_text(f"json_path,frame_number\n{'x' * 200_000},1\n")
     (tmp_path / "x.json").write_text("{}")
     (tmp_path / "out.mp4").write_bytes(b"precious")
     assert cli.main(["generate", *arguments, "-o", "out.mp4"]) == 2
@@ -328,15 +336,21 @@ def test_weights_of_another_shape_are_refused(
     save_dit(tmp_path / "student.safetensors", tiny_engine.model)
     assert cli.main(["generate", "--shot", "x", "--weights", str(tmp_path), "-o", str(tmp_path / "a.mp4")]) == 2
     error = capsys.readouterr().err
-    assert "not of preset storyworld: dim is 32, expected 256" in error
+    assert f"{tmp_path / 'student.safetensors'} is a student not of preset storyworld: dim is 32, expected 256" in error
     assert error.count("\n") == 1
 
 
-def test_a_codec_in_place_of_the_student_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _small_codec().save(tmp_path / "student.safetensors")
-    assert cli.main(["generate", "--shot", "x", "--weights", str(tmp_path), "-o", str(tmp_path / "a.mp4")]) == 2
+@pytest.mark.parametrize("name", ["student.safetensors", "codec.safetensors"])
+def test_a_codec_in_place_of_the_student_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    _small_codec().save(path)
+    given = tmp_path if name == "student.safetensors" else path
+    assert cli.main(["generate", "--shot", "x", "--weights", str(given), "-o", str(tmp_path / "a.mp4")]) == 2
     error = capsys.readouterr().err
-    assert "does not say dim, num_layers: is it that of a DiT?" in error
+    assert f"{path}: cannot read the model's config: it does not say dim, num_layers: is it that of a DiT?" in error
+    assert "Pass the weights of a student or a teacher" in error
     assert error.count("\n") == 1
 
 
@@ -397,6 +411,18 @@ def test_an_unwritable_output_is_refused_before_loading(
     error = capsys.readouterr().err
     assert f"cannot write {output}" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize("full", ["out.mp4", "sheet.png"])
+def test_a_full_disk_names_the_file_and_the_way_out(
+    full: str, loaded: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(full).symlink_to("/dev/full")
+    assert cli.main(["generate", "--shot", "x", "--chunks", "1", "-o", "out.mp4", "--sheet", "sheet.png"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"shotstream: error: {full}: No space left on device: make room there, or write elsewhere"
 
 
 @pytest.mark.parametrize(

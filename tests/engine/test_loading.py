@@ -7,10 +7,12 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from shotstream.engine import loading
 from shotstream.engine.loading import (
@@ -19,10 +21,14 @@ from shotstream.engine.loading import (
     filming_threads,
     keep_freed_memory,
     load,
+    load_codec,
     reserve_heap,
     serving_threads,
     share_one_heap,
 )
+from shotstream.engine.stream import Engine
+from shotstream.models.taehv import Taehv, TaehvConfig
+from shotstream.presets import WAN_1_3B
 
 
 @pytest.fixture
@@ -111,6 +117,20 @@ def test_who_sets_omp_num_threads_decides(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert serving_threads() == filming_threads() == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("name", ["taew2_1.safetensors", "taew2_1.pth", "Wan2.1_VAE.pth"])
+def test_taehv_draws_for_wan_by_the_names_in_its_file(tiny_engine: Engine, tmp_path: Path, name: str) -> None:
+    published = Taehv(TaehvConfig(latent_channels=4, encoder_width=8, decoder_widths=(16, 12, 8, 8)))
+    weights = {key: weight.contiguous() for key, weight in published.state_dict().items()}
+    (save_file if name.endswith(".safetensors") else torch.save)(weights, tmp_path / name)
+    preset = replace(tiny_engine.preset, codec="wan", files=WAN_1_3B.files, spatial_stride=8)
+    codec = load_codec(preset, tmp_path, torch.device("cpu"), torch.float32)
+    assert isinstance(codec, Taehv)
+    stream = Engine(preset, tiny_engine.model, codec, tiny_engine.text).stream()
+    for caption in ("a fox", "the sea"):
+        stream.cut(caption, num_chunks=2)
+        assert [chunk.frames.shape for chunk in stream] == [(9, 32, 64, 3), (12, 32, 64, 3)]
 
 
 def test_no_threads_is_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,14 @@ FILE = "student_stream.safetensors"
 Check = Callable[[str, Tensor, Tensor], None]
 
 
-def count(vectors: dict[str, Tensor], prefix: str, word: str) -> int:
-    """How many `{prefix}{word}N` there are."""
-    return len({k[len(prefix) :].split(".")[0] for k in vectors if k.startswith(prefix + word)})
+def numbers(vectors: dict[str, Tensor], prefix: str, word: str) -> list[int]:
+    """Every N of the names that begin with `{prefix}{word}N`."""
+    start = prefix + word
+    return sorted({int(k.removeprefix(start).split(".")[0]) for k in vectors if k.startswith(start)})
 
 
 def captions(vectors: dict[str, Tensor], model: DiT) -> CaptionKV:
-    states = torch.zeros(count(vectors, "", "caption"), model.config.text_len, model.config.text_dim)
+    states = torch.zeros(len(numbers(vectors, "", "caption")), model.config.text_len, model.config.text_dim)
     for i, row in enumerate(states):
         row[: len(vectors[f"caption{i}"])] = vectors[f"caption{i}"]
     return model.encode_captions(states)
@@ -55,61 +57,81 @@ class Recorder:
 
 @torch.no_grad()
 def test_stream_of_shots(parity_dir: Path, parity_schedule: FlowSchedule, assert_parity: Check) -> None:
-    model = load_dit(parity_dir / "dit_tiny.safetensors").eval()
-    vectors = load_file(parity_dir / FILE)
-    schedule = load_file(parity_dir / "schedule.safetensors")
-    nominal = schedule["denoising_steps_nominal"].tolist()
-    _, context_frames, _, height, width = vectors["shot0.context_latents"].shape
-    chunk_frames = vectors["shot0.chunk0.noise"].shape[1]
-    chunks = count(vectors, "shot0.", "chunk")
-    slab = SlabConfig(
-        context_frames=context_frames, window_frames=chunk_frames * chunks, chunk_frames=chunk_frames, sink_frames=0
-    )
-    config = RolloutConfig(timesteps=parity_schedule.warp_steps(nominal), slab=slab)
-    rollout = Rollout(model, config, latent_height=height, latent_width=width)
-    texts = captions(vectors, model)
-    for shot in range(count(vectors, "", "shot")):
-        check_shot(rollout, vectors, texts, shot, chunks, assert_parity)
+    check_stream(parity_dir, load_file(parity_dir / FILE), parity_schedule, assert_parity)
 
 
-def check_shot(
-    rollout: Rollout, vectors: dict[str, Tensor], texts: CaptionKV, shot: int, chunks: int, assert_parity: Check
+@torch.no_grad()
+def test_a_shot_of_the_vectors_may_be_shorter_than_the_first(
+    parity_dir: Path, parity_schedule: FlowSchedule, assert_parity: Check
 ) -> None:
-    name, context_frames = f"shot{shot}", rollout.config.slab.context_frames
-    ids = vectors[f"{name}.shot_ids"].long()
+    vectors = load_file(parity_dir / FILE)
+    shot = f"shot{numbers(vectors, '', 'shot')[-1]}"
+    *kept, last = numbers(vectors, f"{shot}.", "chunk")
+    if not kept:
+        pytest.skip(f"{shot} of these vectors has a single chunk")
+    shorter = {name: tensor for name, tensor in vectors.items() if not name.startswith(f"{shot}.chunk{last}.")}
+    check_stream(parity_dir, shorter, parity_schedule, assert_parity)
+
+
+def check_stream(
+    parity_dir: Path, vectors: dict[str, Tensor], parity_schedule: FlowSchedule, assert_parity: Check
+) -> None:
+    model = load_dit(parity_dir / "dit_tiny.safetensors").eval()
+    nominal = load_file(parity_dir / "schedule.safetensors")["denoising_steps_nominal"].tolist()
+    texts, shots = captions(vectors, model), numbers(vectors, "", "shot")
+    most_chunks = max(len(numbers(vectors, f"shot{shot}.", "chunk")) for shot in shots)
+
+    @cache
+    def rollout(context_frames: int, chunk_frames: int, height: int, width: int) -> Rollout:
+        slab = SlabConfig(
+            context_frames=context_frames,
+            window_frames=chunk_frames * most_chunks,
+            chunk_frames=chunk_frames,
+            sink_frames=0,
+        )
+        config = RolloutConfig(timesteps=parity_schedule.warp_steps(nominal), slab=slab)
+        return Rollout(model, config, latent_height=height, latent_width=width)
+
+    for shot in shots:
+        _, context_frames, _, height, width = vectors[f"shot{shot}.context_latents"].shape
+        chunk_frames = vectors[f"shot{shot}.chunk0.noise"].shape[1]
+        check_shot(rollout(context_frames, chunk_frames, height, width), vectors, texts, shot, assert_parity)
+
+
+def check_shot(rollout: Rollout, vectors: dict[str, Tensor], texts: CaptionKV, shot: int, assert_parity: Check) -> None:
+    name, slab = f"shot{shot}", rollout.config.slab
+    ids, chunks = vectors[f"{name}.shot_ids"].long(), numbers(vectors, f"{name}.", "chunk")
     # The first shot knows one caption only; later ones look captions up by shot.
     caption_ids = torch.zeros_like(ids) if shot == 0 else ids
     own = texts.select(caption_ids[-1:])
-    context_ids, context_captions = ids[None, :context_frames], texts.select(caption_ids[:context_frames])
+    context_ids, context_captions = ids[None, : slab.context_frames], texts.select(caption_ids[: slab.context_frames])
     rollout.open_shot(Context(vectors[f"{name}.context_latents"], context_ids, ids[-1:], context_captions))
-    for layer in range(len(rollout.slab.keys)):
-        stop = rollout.slab.tokens(context_frames)
-        assert_parity(
-            FILE, rollout.slab.keys[layer, :, :, :stop].transpose(1, 2), vectors[f"{name}.context_k.layer{layer}"]
-        )
-        assert_parity(
-            FILE, rollout.slab.values[layer, :, :, :stop].transpose(1, 2), vectors[f"{name}.context_v.layer{layer}"]
-        )
-    for chunk in range(chunks):
+    check_slab(rollout, vectors, f"{name}.context", slice(0, slab.context_frames), assert_parity)
+    for chunk in chunks:
         check_chunk(rollout, vectors, own, f"{name}.chunk{chunk}", assert_parity)
     rollout.commit()
-    for layer in range(len(rollout.slab.keys)):
-        assert_parity(
-            FILE, rollout.slab.keys[layer, :, :, stop:].transpose(1, 2), vectors[f"{name}.local_k.layer{layer}"]
-        )
-        assert_parity(
-            FILE, rollout.slab.values[layer, :, :, stop:].transpose(1, 2), vectors[f"{name}.local_v.layer{layer}"]
-        )
+    made = slice(slab.context_frames, slab.context_frames + slab.chunk_frames * len(chunks))
+    check_slab(rollout, vectors, f"{name}.local", made, assert_parity)
+
+
+def check_slab(rollout: Rollout, vectors: dict[str, Tensor], name: str, frames: slice, assert_parity: Check) -> None:
+    """The slab's tokens of these frames against the vectors' first ones; they may hold more than their chunks fill."""
+    slab = rollout.slab
+    start, stop = slab.tokens(frames.start), slab.tokens(frames.stop)
+    for kind, rows in (("k", slab.keys), ("v", slab.values)):
+        for layer in numbers(vectors, f"{name}_{kind}.", "layer"):
+            expected = vectors[f"{name}_{kind}.layer{layer}"][:, : stop - start]
+            assert_parity(FILE, rows[layer, :, :, start:stop].transpose(1, 2), expected)
 
 
 def check_chunk(rollout: Rollout, vectors: dict[str, Tensor], own: CaptionKV, name: str, assert_parity: Check) -> None:
     def noise(step: int) -> Tensor:
         return vectors[f"{name}.noise"] if step == 0 else vectors[f"{name}.step{step - 1}.renoise"][None]
 
+    steps = numbers(vectors, f"{name}.", "step")
     with Recorder(rollout.model) as flows:
         result = rollout.next_chunk(own, noise)
-    steps = count(vectors, f"{name}.", "step")
-    assert len(flows) == steps == result.step + 1
-    for step, flow in enumerate(flows):
+    assert len(flows) == len(steps) == result.step + 1
+    for step, flow in zip(steps, flows, strict=True):
         assert_parity(FILE, flow, vectors[f"{name}.step{step}.flow"])
-    assert_parity(FILE, result.clean, vectors[f"{name}.step{steps - 1}.x0"])
+    assert_parity(FILE, result.clean, vectors[f"{name}.step{steps[-1]}.x0"])

@@ -90,22 +90,25 @@ def test_teacher_forward(parity_dir: Path, model: DiT, assert_parity: Check) -> 
 def test_student_block_causal(parity_dir: Path, model: DiT, assert_parity: Check) -> None:
     file = "student_block_causal.safetensors"
     vectors = load_file(parity_dir / file)
-    latents, timesteps = vectors["latents"], vectors["timesteps"]
-    flow = run(model, latents, timesteps, vectors["shot_ids"], captions_of(vectors, model), segments_of(timesteps[0]))
+    latents, timesteps, shot_ids = vectors["latents"], vectors["timesteps"], vectors["shot_ids"]
+    sizes = segments_of(timesteps[0], shot_ids)
+    flow = run(model, latents, timesteps, shot_ids, captions_of(vectors, model), sizes)
     assert_parity(file, flow, vectors["flow"])
 
 
-def segments_of(timesteps: Tensor) -> tuple[int, ...]:
-    """Context frames are the leading ones at t = 0, the rest are chunks: frames of one timestep, or of two in a row."""
-    context = int((timesteps != 0).nonzero()[0])
+def segments_of(timesteps: Tensor, shot_ids: Tensor) -> tuple[int, ...]:
+    """Context frames are those of earlier shots, the rest are chunks: frames of one timestep, or of two in a row."""
+    context = int((shot_ids != shot_ids[-1]).sum())  # a chunk may be at t = 0 as well
     runs = timesteps[context:].unique_consecutive(return_counts=True)[1].tolist()
     chunk = math.gcd(*runs)
     return (context, *[chunk] * (sum(runs) // chunk))
 
 
-def test_segments_are_read_from_the_timesteps() -> None:
-    assert segments_of(torch.tensor([0, 0, 5, 5, 5, 7, 7, 7])) == (2, 3, 3)
-    assert segments_of(torch.tensor([0, 9, 9, 9, 9, 0, 0, 4, 4])) == (1, 2, 2, 2, 2)
+def test_segments_are_read_from_the_vectors() -> None:
+    ids = torch.tensor([0, 1, 2, 2, 2, 2, 2, 2])
+    assert segments_of(torch.tensor([0, 0, 5, 5, 5, 7, 7, 7]), ids) == (2, 3, 3)
+    assert segments_of(torch.tensor([0, 0, 0, 0, 0, 7, 7, 7]), ids) == (2, 3, 3)
+    assert segments_of(torch.tensor([0, 9, 9, 9, 9, 0, 0, 4, 4]), torch.tensor([0] + [1] * 8)) == (1, 2, 2, 2, 2)
 
 
 def test_the_tenth_caption_comes_after_the_second(model: DiT) -> None:

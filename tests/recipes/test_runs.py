@@ -13,7 +13,7 @@ from shotstream.models.attention import SegmentAttention
 from shotstream.models.checkpoint import save_dit
 from shotstream.models.dit import DiT
 from shotstream.models.tiny_codec import TinyCodec, TinyCodecConfig
-from shotstream.recipes import causal_init, inter_shot, intra_shot, teacher
+from shotstream.recipes import causal_init, inter_shot, intra_shot, teacher, watching
 from shotstream.recipes.runs import parser, read_codec, widened, with_frames
 from shotstream.training.data import SamplerConfig
 from shotstream.training.distill import CRITIC, GENERATOR
@@ -54,6 +54,9 @@ def test_shots_are_trained_in_whole_chunks(frames: tuple[int, ...]) -> None:
     [
         (causal_init, ["pairs", "--batch", "4"], "--batch"),
         (causal_init, ["pairs", "--frames", "3"], "--frames"),
+        (causal_init, ["pairs", "--watch-codec", "k"], "--watch-codec"),
+        (causal_init, ["pairs", "--watch-probe", "p"], "--watch-probe"),
+        (causal_init, ["pairs", "--watch-data", "w"], "--watch-data"),
         (causal_init, ["ode", "--guidance", "2"], "--guidance"),
         (causal_init, ["real", "--negative-prompt", "blur"], "--negative-prompt"),
         (teacher, ["memory", "--frames", "3"], "--frames"),
@@ -67,6 +70,21 @@ def test_flags_that_do_nothing_are_refused(
     with pytest.raises(SystemExit):
         recipe.main([*arguments, "--data", "d", "--out", "o", "--init", "i"])
     assert f"{flag} does nothing for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "lacking"),
+    [
+        (["--watch-probe", "p", "--image-every", "5"], "--watch-codec"),
+        (["--watch-data", "d", "--image-every", "5"], "--watch-codec"),
+        (["--watch-codec", "k"], "--image-every"),
+    ],
+)
+def test_watching_says_what_it_lacks_to_show_anything(given: list[str], lacking: str) -> None:
+    flags = parser(None)
+    watching.add_flags(flags)
+    with pytest.raises(ValueError, match=f"pass {lacking}"):
+        watching.from_flags(flags.parse_args(["--out", "o", "--data", "d", *given]))
 
 
 def test_fewer_channels_are_refused(tiny_dit: DiT) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from launching import assert_same_weights, launch
 from PIL import Image
 from torch import Tensor, nn
+from two_processes import STAGES
 
 from shotstream.training.ema import Ema
 from shotstream.training.randomness import generator_at, normal
@@ -292,19 +293,24 @@ def test_applied_average_is_taken_back():
     assert torch.equal(network.weight, own)
 
 
-def _train(out: Path, *, processes: int, sharded: bool = False) -> subprocess.Popen[bytes]:
-    return launch(f"two_processes.run({str(out)!r}, sharded={sharded})", out, processes=processes)
+def _train(
+    out: Path, *, processes: int, sharded: bool = False, stages: Sequence[str] = ("teacher",)
+) -> subprocess.Popen[bytes]:
+    return launch(f"two_processes.run({str(out)!r}, {list(stages)}, sharded={sharded})", out, processes=processes)
 
 
 # A process that has finished sometimes aborts while PyTorch takes its threads down ("terminate called ...").
 @pytest.mark.flaky(reruns=2, only_rerun="At index")
 def test_two_processes_equal_one(tmp_path: Path):
-    """The toy library's teacher on the same global batch, copied or split over the processes: weights agree to 1e-5."""
-    names = ("one", "pair", "split")
-    runs = [_train(tmp_path / name, processes=1 if name == "one" else 2, sharded=name == "split") for name in names]
+    """Tiny networks in every stage on the same global batch, copied over the processes, the teacher's also split:
+    weights agree to 1e-5."""
+    one, pair, split = (tmp_path / name for name in ("one", "pair", "split"))
+    runs = [_train(one, processes=1, stages=STAGES), _train(pair, processes=2, stages=STAGES)]
+    runs.append(_train(split, processes=2, sharded=True))
     assert [run.wait(timeout=240) for run in runs] == [0, 0, 0]
-    assert_same_weights(tmp_path / "one", tmp_path / "pair")
-    assert_same_weights(tmp_path / "one", tmp_path / "split")
-    shutil.move(tmp_path / "split" / "weights.pt", tmp_path / "weights.pt")
-    assert _train(tmp_path / "split", processes=1).wait(timeout=240) == 0  # its snapshot, on one process
-    assert_same_weights(tmp_path / "one", tmp_path / "split")
+    for stage in STAGES:
+        assert_same_weights(one / stage, pair / stage)
+    assert_same_weights(one / "teacher", split / "teacher")
+    shutil.move(split / "teacher" / "weights.pt", tmp_path / "weights.pt")
+    assert _train(split, processes=1).wait(timeout=240) == 0  # its snapshot, on one process
+    assert_same_weights(one / "teacher", split / "teacher")

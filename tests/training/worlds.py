@@ -47,6 +47,13 @@ class PlainCodec:
         return F.pixel_unshuffle((grey - 0.5) * self.RANGE, 2)
 
 
+class SignCodec(PlainCodec):
+    """Draws only the signs of latents: two walks that differ in their last bits remember the same pictures."""
+
+    def decode(self, latents_BFCHW: torch.Tensor) -> torch.Tensor:
+        return super().decode(latents_BFCHW.sign())
+
+
 def states(captions: list[str]) -> torch.Tensor:
     """Token states of captions, any fixed code will do."""
     out = torch.zeros(len(captions), TEXT_LENGTH, TEXT_WIDTH)

@@ -16,7 +16,7 @@ import torch
 
 from shotstream.engine.fake import FAKE, FakeEngine
 from shotstream.engine.stream import Engine, TeacherEngine
-from shotstream.models.checkpoint import load_dit
+from shotstream.models.checkpoint import load_dit, read_tensors
 from shotstream.models.codec import ChunkedCodec, Codec
 from shotstream.models.dit import DiTConfig
 from shotstream.models.text import (
@@ -61,10 +61,11 @@ def load(
     if place.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(threads or filming_threads())
-    dit = load_dit(find_weights(config, model, weights), config=None if config.codec == "tiny" else config.dit)
+    path = find_weights(config, model, weights)
+    dit = load_dit(path, config=None if config.codec == "tiny" else config.dit)
     if dit.config != config.dit:
         raise ValueError(
-            f"these {model} weights are not of preset {config.name}: {_differences(dit.config, config.dit)}"
+            f"{path} is a {model} not of preset {config.name}: {_differences(dit.config, config.dit)}: pass one that is"
         )
     dit = dit.cast_for_inference(kind).to(place).fuse_for_serving()
     codec, text = load_codec(config, weights, place, kind), load_text(config, weights, place)
@@ -234,13 +235,19 @@ def _malloc_to_tell() -> Any:
 
 
 def load_codec(preset: Preset, weights: str | Path | None, device: torch.device, dtype: torch.dtype) -> Codec:
-    """The preset's codec on a device. Raises: ValueError if its weights are of another kind, or of another size."""
+    """The preset's codec on a device; for Wan's latents the VAE or TAEHV, whichever the file holds.
+
+    Raises: ValueError if its weights are of another kind, or of another size.
+    """
     path = find_weights(preset, "codec", weights)
     codec: ChunkedCodec
     if preset.codec == "wan":
+        from shotstream.models.taehv import Taehv, is_taehv
         from shotstream.models.wan_codec import WanCodec
 
-        codec = WanCodec.load(path, dtype=dtype)
+        names, _ = read_tensors(path)
+        kind: type[Taehv] | type[WanCodec] = Taehv if is_taehv(names) else WanCodec
+        codec = kind.load(path, dtype=dtype)
     else:
         from shotstream.models.tiny_codec import TinyCodec
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -51,15 +52,17 @@ class VideoWriter:
             raise ValueError(f"frames are {frames.shape[1:3]}, the file has {self._size}")
         assert self._file is not None
         init, fragment = self._encode(frames)
-        self._file.write(fragment if self._num_fragments else init + fragment)
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(fragment if self._num_fragments else init + fragment)
+            self._file.flush()
         self.num_frames += len(frames)
         self._num_fragments += 1
 
     def close(self) -> None:
         """Close the file; nothing is left to be written. The writer cannot be used any more."""
         if self._file is not None:
-            self._file.close()
+            with naming(self.path):  # what a full disk did not take is tried again
+                self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -152,7 +155,18 @@ def write_sheet(rows: Iterable[ShotSampler], path: str | os.PathLike[str], *, ce
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
-    sheet.save(target)
+    with naming(target):
+        sheet.save(target)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say which file it is about: those that come while it is written, as of a full disk, do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def check_writable(path: str | os.PathLike[str], *, suffixes: Sequence[str]) -> Path:

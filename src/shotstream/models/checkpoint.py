@@ -59,15 +59,17 @@ LORA_KEY = re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight$")
 
 @contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """Say in one ValueError that a file is damaged or of another kind, whatever a library raises about it.
+    """Say in one ValueError that names the file that it is damaged or of another kind, whatever is raised about it.
 
     Nobody lists what libraries raise: unpickling noise ends in almost anything, tokenizers in a bare Exception.
     """
     try:
         yield
     except Exception as error:
-        if type(error) is ValueError:  # ours, already in words
+        if type(error) is ValueError and str(path) in str(error):
             raise
+        if type(error) is ValueError:  # ours, already in words
+            raise ValueError(f"{path}: {error}") from error
         reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         raise ValueError(
             f"cannot read weights from {path}: {reason} (damaged, or of another kind: fetch the file again)"
@@ -265,7 +267,9 @@ def _config_from(raw: dict[str, Any]) -> DiTConfig:
     fields = {k: v for k, v in known.items() if k in DiTConfig.__dataclass_fields__}
     fields["patch_size"] = tuple(fields.get("patch_size", (1, 2, 2)))
     if unsaid := sorted({"dim", "num_layers"} - fields.keys()):  # the defaults are those of a model of 6 GB
-        raise ValueError(f"it does not say {', '.join(unsaid)}: is it that of a DiT?")
+        raise ValueError(
+            f"it does not say {', '.join(unsaid)}: is it that of a DiT? Pass the weights of a student or a teacher"
+        )
     return DiTConfig(**fields)
 
 
@@ -274,7 +278,8 @@ def config_of(path: Path | str) -> DiTConfig:
     _, metadata = read_tensors(Path(path))
     if "config" not in metadata:
         raise ValueError(f"{path} does not say its config: it is no file of ours")
-    return parse_config(metadata["config"])
+    with reading(path):
+        return parse_config(metadata["config"])
 
 
 def load_dit(
@@ -298,13 +303,15 @@ def load_dit(
                 raise ValueError(
                     f"no config.json in {path}: pass an official folder, or a weights file with its preset"
                 )
-            config = parse_config((path / "config.json").read_text())
+            with reading(path / "config.json"):
+                config = parse_config((path / "config.json").read_text())
         path = _weights_in(path)
     tensors, metadata = read_tensors(path, use_ema=use_ema)
     if config is None:
         if "config" not in metadata:
             raise ValueError(f"{path} does not say its config: pass the preset it belongs to")
-        config = parse_config(metadata["config"])
+        with reading(path):
+            config = parse_config(metadata["config"])
     base, adapters = split_lora(official_names(plain_names(tensors)))
     if lora is not None:
         _, more = split_lora(official_names(plain_names(read_tensors(lora)[0])))

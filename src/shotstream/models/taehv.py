@@ -10,7 +10,7 @@ Shapes: B batch, T frames at the level in hand, N = B * T, C channels, H W size 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -207,6 +207,11 @@ class Taehv(ChunkedCodec):
         weights, _ = read_tensors(path)
         with reading(path):  # shapes that no width explains
             return cls.from_weights(weights).to(dtype)
+
+
+def is_taehv(names: Collection[str]) -> bool:
+    """Whether tensors of these names are of this family, and not of the Wan VAE."""
+    return "encoder.0.weight" in names
 
 
 def _config_of(weights: Mapping[str, Tensor]) -> TaehvConfig:

@@ -74,7 +74,7 @@ class CausalRecipe:
     init: str | None = None
     compiled: bool = False
     watch: WatchConfig | None = None
-    """For `real` and `guided`, whose data has contexts to start from."""
+    """`ode` watches held-out stories alone: trajectories tell no labels."""
     seed: int = 0
 
 
@@ -142,12 +142,20 @@ def run(recipe: CausalRecipe, world: World | None = None) -> Outcome:
         model = load_dit(recipe.init).float().train()
         stage = OdeStage(model, recipe.causal, recipe.seed, pairs=PairStore(recipe.data), device=device)
     watch = None
-    if recipe.watch is not None and isinstance(stage, RealCausalStage):
+    if recipe.watch is not None:
+        if recipe.part == "ode":
+            sampler = _heldout(recipe.watch, recipe.sampler, model, device)
         rollout = RolloutConfig(timesteps=recipe.causal.timesteps, slab=STORYWORLD.slab)
         watch = watch_student(model, sampler, rollout, recipe.watch)
     if recipe.compiled:
         compile_blocks(model)
     return train(stage, recipe.trainer, world, recipe, watch=watch)
+
+
+def _heldout(watch: WatchConfig, samples: SamplerConfig, model: DiT, device: torch.device) -> Sampler:
+    if watch.heldout is None:
+        raise ValueError("trajectories tell no labels to watch `ode` by: pass --watch-data with a folder of latents")
+    return Sampler(LatentLibrary(watch.heldout, text_length=model.config.text_len), samples, device=device)
 
 
 def _guided(recipe: CausalRecipe, model: DiT, sampler: Sampler, device: torch.device) -> GuidedStage:
@@ -216,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_unused(flags, given, given.part, "frames", "own_history", "two_people", "steered", "person_share")
     if given.part == "pairs":
         trained = ("steps", "batch", "accumulation", "learning_rate", "optimiser", "sharded", "image_every")
-        refuse_unused(flags, given, given.part, *trained)
+        refuse_unused(flags, given, given.part, *trained, "watch_codec", "watch_probe", "watch_data")
     else:
         refuse_unused(flags, given, given.part, "negative_prompt")
     if given.part == "ode":

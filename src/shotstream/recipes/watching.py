@@ -34,15 +34,20 @@ class WatchConfig:
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """Flags for watching; needs --image-every too."""
+    """Flags for watching, for `from_flags`."""
     flags.add_argument("--watch-codec", help="the codec of the latents: show samples in TensorBoard")
     flags.add_argument("--watch-probe", help="a probe that reads the samples")
     flags.add_argument("--watch-data", help="latents of held-out stories to watch")
 
 
 def from_flags(given: argparse.Namespace) -> WatchConfig | None:
+    """What the flags ask to look at. Raises: ValueError if nothing would be seen."""
     if given.watch_codec is None:
+        if given.watch_probe or given.watch_data:
+            raise ValueError("--watch-probe and --watch-data need the codec of the latents: pass --watch-codec")
         return None
+    if not given.image_every:
+        raise ValueError("--watch-codec shows samples at every so many steps: pass --image-every")
     return WatchConfig(codec=given.watch_codec, probe=given.watch_probe, heldout=given.watch_data)
 
 

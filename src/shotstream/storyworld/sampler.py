@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "heldout")
 NUM_CHUNKS = 7
+MOST_SHOTS = 12
+"""Of a story whose length is drawn."""
 MEMORY_SHOTS = 6
 """Shots further back than this may have left the memory."""
 SEEN_WITH_ALL = {"place": ("girl", "knight"), "action": ("rabbit", "robot"), "mark": ("bear", "frog", "girl")}
@@ -110,7 +112,7 @@ def sample_story(seed: int, num_shots: int | None = None, split: str = "train") 
     if num_shots is not None and num_shots < 1:
         raise ValueError(f"a story has at least 1 shot, got num_shots={num_shots}")
     rng = random.Random(f"storyworld {split} {seed}")
-    length = num_shots or rng.choices(range(1, 13), (6, 8, 14, 16, 16, 14, 8, 6, 4, 3, 3, 2))[0]
+    length = num_shots or rng.choices(range(1, MOST_SHOTS + 1), (6, 8, 14, 16, 16, 14, 8, 6, 4, 3, 3, 2))[0]
     draw = _Draw(rng, split)
     people = draw.people(length)
     settings = draw.settings(people, length)

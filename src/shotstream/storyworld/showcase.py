@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from shotstream.engine.video import naming
 from shotstream.storyworld.render import FPS, render_frame
-from shotstream.storyworld.sampler import NUM_CHUNKS, SPLITS, WorldStory, sample_story
+from shotstream.storyworld.sampler import MOST_SHOTS, NUM_CHUNKS, SPLITS, WorldStory, sample_story
 from shotstream.storyworld.spec import CHUNK_FRAMES, first_frame
 
 SHEET_CHUNKS = (0, 1, 3, 5, 6)
@@ -37,7 +38,8 @@ def write_showcase(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     sheet, clip = folder / f"story-{seed}.png", folder / f"story-{seed}.mp4"
-    Image.fromarray(contact_sheet(story)).save(sheet)
+    with naming(sheet):
+        Image.fromarray(contact_sheet(story)).save(sheet)
     _write_mp4(clip, _clip_frames(story))
     return sheet, clip
 
@@ -100,10 +102,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw a story of the drawn world."""
     parser = argparse.ArgumentParser(prog="shotstream world", description=__doc__)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--shots", type=int, help="1 to 12; drawn from the seed by default")
+    parser.add_argument("--shots", type=int, help=f"1 to {MOST_SHOTS}; drawn from the seed by default")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("-o", "--output", type=Path, default=Path("world"), help="folder (default: world)")
     options = parser.parse_args(argv)
+    if options.shots is not None and not 1 <= options.shots <= MOST_SHOTS:
+        raise ValueError(f"--shots takes 1 to {MOST_SHOTS}, got {options.shots}")
     for path in write_showcase(options.seed, options.output, options.shots, options.split):
         sys.stdout.write(f"{path}\n")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -59,25 +58,14 @@ def generate(
     for unknown in unknown_words(story, engine.preset, engine.text):
         console.print(f"[yellow]notice:[/] {escape(str(unknown))}", highlight=False, soft_wrap=True)
     rows: list[ShotSampler] = []
-    with writer, _FilmProgress(story, console) as progress, ThreadPoolExecutor(1) as behind:
-        writing: Future[None] | None = None
+    with writer, _FilmProgress(story, console) as progress:
         for chunk in _chunks(engine, story, seed):
-            progress.decoded(chunk)
-            if writing is not None:
-                writing.result()
-            writing = behind.submit(_write, writer, chunk, progress)
+            writer.write(chunk.frames)
             _sample(rows, chunk, story)
-        if writing is not None:
-            writing.result()
+            progress.advance(chunk)
     if sheet is not None:
         write_sheet(rows, sheet)
     return progress.report()
-
-
-def _write(writer: VideoWriter, chunk: Chunk, progress: _FilmProgress) -> None:
-    """Beside the next chunk's making: encoding would add a fifth to its time. Reported once it is in the file."""
-    writer.write(chunk.frames)
-    progress.advance(chunk)
 
 
 def _chunks(engine: Engine, story: Story, seed: int) -> Iterator[Chunk]:
@@ -149,24 +137,19 @@ class _FilmProgress:
 
     def __enter__(self) -> _FilmProgress:
         self._bar.start()
-        self._start = self._end = self._last_decoded = time.perf_counter()
+        self._start = self._end = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def decoded(self, chunk: Chunk) -> None:
-        """A chunk's frames are there."""
+    def advance(self, chunk: Chunk) -> None:
         now = time.perf_counter()
         if chunk.index == 0:
-            self._first_frame_seconds.append(now - self._last_decoded)
-        self._last_decoded = now
-
-    def advance(self, chunk: Chunk) -> None:
-        """And now they are written."""
+            self._first_frame_seconds.append(now - self._end)
         shot = self._story.shots[chunk.shot]
         self._num_frames += len(chunk.frames)
-        self._end = time.perf_counter()
+        self._end = now
         rate = f"{self.report().frames_per_second:.1f} frames/s, first frame {self._first_frame_seconds[0]:.2f} s"
         caption = f"shot {chunk.shot + 1}/{len(self._story.shots)} {shot.caption[:40]}"
         self._bar.update(self._task, advance=1, description=caption, rate=rate)

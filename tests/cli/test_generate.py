@@ -6,8 +6,8 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
-from threading import Event
 from types import SimpleNamespace
 
 import av
@@ -19,9 +19,8 @@ from safetensors.torch import save_file
 
 from shotstream import cli
 from shotstream.engine import loading
-from shotstream.engine.stream import Chunk, Engine, Stream, TeacherEngine
-from shotstream.engine.video import Frames, VideoWriter
-from shotstream.generate import _FilmProgress, describe, film, generate, unknown_words
+from shotstream.engine.stream import Engine, TeacherEngine
+from shotstream.generate import describe, film, generate, unknown_words
 from shotstream.models.checkpoint import save_dit
 from shotstream.models.text import MINILM_PACKAGE, MiniLMEncoder
 from shotstream.models.tiny_codec import FORMAT, TinyCodec, TinyCodecConfig
@@ -91,64 +90,13 @@ def test_a_caption_that_is_too_long_until_another_takes_its_place_is_refused_bef
 def test_the_wait_for_a_shot_is_counted_from_the_last_frames_before_it(
     tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter((0.0, 5.0, 7.0, 8.0))  # begun, then decoded: two chunks of the first shot, one of the second
-    decoded = _FilmProgress.decoded
-    now = [next(clock)]
-    monkeypatch.setattr("shotstream.generate.time", SimpleNamespace(perf_counter=lambda: now[0]))
-
-    def later(progress: _FilmProgress, chunk: Chunk) -> None:
-        now[0] = next(clock)
-        decoded(progress, chunk)
-
-    monkeypatch.setattr(_FilmProgress, "decoded", later)
+    monkeypatch.setattr("shotstream.generate.time", SimpleNamespace(perf_counter=count().__next__))
     cut_short = Shot(caption="a fox", num_chunks=3, making=Making(id=1, number=0, frames=20))
     story = Story(shots=(cut_short, Shot(caption="a bear", num_chunks=1, making=Making(id=2, number=1))))
     report = generate(tiny_engine, story, tmp_path / "a.mp4", console=_quiet())
     assert report.num_frames == 20 + 9
-    assert report.first_frame_seconds == (5, 1)
-    assert report.seconds == 8
-
-
-def test_a_chunk_is_written_while_the_next_is_made_and_reported_when_it_is_in_the_file(
-    tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output, made, write, seen = tmp_path / "a.mp4", Event(), VideoWriter.write, []
-    advance, next_chunk = _FilmProgress.advance, Stream.__next__
-
-    def slowly(writer: VideoWriter, frames: Frames) -> None:
-        assert made.wait(10) or len(seen) == 5  # the last one has no next
-        made.clear()
-        write(writer, frames)
-
-    def counted(progress: _FilmProgress, chunk: Chunk) -> None:
-        seen.append(_num_frames(output))
-        advance(progress, chunk)
-
-    def noted(stream: Stream) -> Chunk:
-        chunk = next_chunk(stream)
-        made.set()
-        return chunk
-
-    for owner, name, by in (
-        (VideoWriter, "write", slowly),
-        (_FilmProgress, "advance", counted),
-        (Stream, "__next__", noted),
-    ):
-        monkeypatch.setattr(owner, name, by)
-    story = Story(shots=(Shot(caption="a fox", num_chunks=3), Shot(caption="a bear", num_chunks=2)))
-    generate(tiny_engine, story, output, console=_quiet())
-    assert seen == [9, 21, 33, 42, 54]
-
-
-def test_a_disk_that_is_full_ends_the_film(
-    tiny_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(VideoWriter, "write", full)
-    with pytest.raises(OSError, match="No space left"):
-        generate(tiny_engine, STORY, tmp_path / "a.mp4", console=_quiet())
+    assert report.first_frame_seconds == (1, 1)
+    assert report.seconds == 3
 
 
 def test_the_command_films_a_story_file(loaded: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

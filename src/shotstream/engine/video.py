@@ -92,7 +92,8 @@ class VideoWriter:
     def _add_stream(self, container: Any) -> Any:
         stream = container.add_stream("libx264", rate=self.fps)
         (stream.height, stream.width), stream.pix_fmt = self._size, "yuv420p"
-        stream.options = {"preset": "veryfast", "crf": str(self.crf), "tune": "zerolatency"}
+        # A third more bytes than `veryfast` at the same quality, in three fifths of its time.
+        stream.options = {"preset": "ultrafast", "crf": str(self.crf), "tune": "zerolatency"}
         # One thread: the other cores belong to the model.
         context = stream.codec_context
         context.thread_count, context.gop_size, context.time_base = 1, 250, Fraction(1, self.fps)
